@@ -1,0 +1,1 @@
+"""Ray Train, Tune and Serve around the science in ``srdd``, and its command line."""

@@ -1,0 +1,1 @@
+"""Start or join a Ray cluster, quietly, and say where its dashboard is."""

@@ -1,0 +1,132 @@
+"""Rows: one evaluated setting each. ``rows/<key>.json`` is the truth, ``trials.parquet`` a view.
+
+A sweep directory holds::
+
+    config.json       the resolved configuration of the sweep
+    rows/KEY.json     one finished evaluation, written once and never changed
+    trials.parquet    the rows compiled, ordered by ``kind``, ``order`` and ``key``
+    grids/KEY.png     a grid of the row's first samples
+    report/index.html drawn from the three above
+    best/             the pipeline directory of the lowest FID
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from srdd_platform.files import atomic_path, read_json, write_json
+
+PARAMETERS = (
+    "patch_nums",
+    "cfg",
+    "cfg_ramp",
+    "top_k",
+    "top_p",
+    "epsilon",
+    "refine_steps",
+    "resample",
+    "resample_threshold",
+    "feedback",
+)  # the sampler's settings, a column each; null where inactive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One evaluated setting; null where a column does not apply (real images have no cost)."""
+
+    key: str  # digest of model, active parameters, n, seed, extractor and protocol
+    kind: Literal["trial", "reference"]
+    name: str  # what a reference row is, e.g. "real held-out"; "" for a trial
+    order: int  # references keep the order they were asked in; trials count up
+    mask: str | None = None  # the model's attention mask
+    patch_nums: str | None = None  # "1,2,3,4"
+    cfg: float | None = None
+    cfg_ramp: str | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    epsilon: float | None = None
+    refine_steps: int | None = None
+    resample: str | None = None
+    resample_threshold: float | None = None
+    feedback: str | None = None
+    n: int = 0  # images
+    seed: int | None = None
+    extractor: str = ""  # whose features: an FID means nothing without it
+    reference: str = ""  # the images compared with, e.g. "train n=1437"
+    fid: float | None = None
+    fid_se: float | None = None  # delete-one-block jackknife over 10 class-balanced blocks
+    inception_score: float | None = None  # column "is" in the table
+    kid: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    accuracy: float | None = None  # share classified as the class asked for
+    nfe: float | None = None  # network evaluations an image; guidance's second half counts
+    gflops_per_image: float | None = None  # of the loop really run, decoder included
+    latency_ms: float | None = None  # one image, decoder included, median
+    images_per_s: float | None = None  # at batch_size
+    peak_memory_mb: float | None = None
+    device: str | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+    status: Literal["ok", "failed"] = "ok"
+    error: str | None = None  # one line, for failed rows
+
+
+_COLUMN = {"inception_score": "is"}  # "is" is a Python keyword
+
+
+def _arrow_type(annotation: Any) -> pa.DataType:
+    """Arrow's type for a field: integers and floats as such, the rest as text."""
+    kinds = set(get_args(annotation)) or {annotation}
+    return pa.int64() if int in kinds else pa.float64() if float in kinds else pa.string()
+
+
+SCHEMA = pa.schema((_COLUMN.get(f.name, f.name), _arrow_type(f.type)) for f in fields(Row))
+
+
+def to_json(row: Row) -> dict[str, Any]:
+    """A row as JSON: column names of the table, no NaN (a NaN is null)."""
+    values = {_COLUMN.get(name, name): value for name, value in asdict(row).items()}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+
+
+def write_row(directory: Path, row: Row) -> Path:
+    """Write ``rows/KEY.json`` once; a row that is there already is left byte for byte."""
+    path = directory / "rows" / f"{row.key}.json"
+    if not path.exists():
+        write_json(path, to_json(row))
+    return path
+
+
+def read_rows(directory: Path) -> list[dict[str, Any]]:
+    """All finished rows of a sweep directory, in table order."""
+    rows = [read_json(path) for path in sorted((directory / "rows").glob("*.json"))]
+    return sorted(rows, key=lambda row: (row["kind"], row["order"], row["key"]))
+
+
+def compile_table(directory: Path) -> pd.DataFrame:
+    """Compile ``trials.parquet`` from ``rows/`` atomically and return it."""
+    table = pa.Table.from_pylist(read_rows(directory), schema=SCHEMA)
+    with atomic_path(directory / "trials.parquet") as temporary:
+        pq.write_table(table, temporary)
+    return read_table(directory)
+
+
+def read_table(directory: Path) -> pd.DataFrame:
+    """Read ``trials.parquet`` as a frame with one column a field of :class:`Row`."""
+    return pd.read_parquet(directory / "trials.parquet")
+
+
+def frontier(table: pd.DataFrame, cost: str = "gflops_per_image") -> pd.DataFrame:
+    """The trials that no other trial beats in both FID and cost, cheapest first."""
+    good = table[(table.kind == "trial") & (table.status == "ok")].dropna(subset=["fid", cost])
+    ordered = good.sort_values([cost, "fid"])
+    return ordered[ordered["fid"] < ordered["fid"].cummin().shift(fill_value=math.inf)]
