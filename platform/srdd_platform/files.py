@@ -68,6 +68,6 @@ def sha256_file(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """16 hex digits that name a JSON-serialisable value: the same for equal values, any key order."""
+    """16 hex digits that name a JSON-serialisable value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,34 @@
+"""Residual convolutions that smooth each scale's upsampled codes (VAR's phi)."""
+
+import numpy as np
+from torch import Tensor, nn
+
+from srdd.scales import ScaleSchedule
+
+
+class PhiBank(nn.Module):
+    """K residual 3x3 convolutions shared by the S scales of a schedule.
+
+    A scale keeps the convolution it had in the parent schedule, so pruning scales (paper,
+    Sec. 3.3) leaves the survivors wired as they were trained.
+
+    Shapes:
+        h: [B, C, N, N], the codes of one scale, embedded and upsampled to the finest grid.
+        returns: [B, C, N, N], the increment to f_hat.
+    """
+
+    def __init__(self, parent: ScaleSchedule, channels: int, num_phi: int = 4) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_phi)
+        )
+        edge = 1 / num_phi / (3 if num_phi == 4 else 2)  # VAR's ticks, which its weights assume
+        ticks_K = np.linspace(edge, 1 - edge, num_phi)
+        places_S = np.arange(parent.num_scales) / max(1, parent.num_scales - 1)
+        nearest_S = np.abs(places_S[:, None] - ticks_K).argmin(axis=1)  # [S, K] -> [S]
+        self.conv_of = dict(zip(parent.patch_nums, nearest_S.tolist(), strict=True))
+
+    def forward(self, h: Tensor, patch_num: int) -> Tensor:
+        """Blend the map half and half with its convolution."""
+        smooth: Tensor = self.convs[self.conv_of[patch_num]](h)
+        return 0.5 * h + 0.5 * smooth  # [B, C, N, N]

@@ -1,0 +1,162 @@
+"""A pipeline: tokenizer, transformer, sampler settings and class names, in one directory.
+
+::
+
+    tokenizer/config.json, model.safetensors
+    transformer/config.json, model.safetensors
+    sampler.json    a SamplerConfig
+    classes.json    the class names, in label order
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from srdd.checkpoint import build_empty, load_weights, read_config, save_model
+from srdd.config import SamplerConfig, TokenizerConfig, TransformerConfig, from_dict, to_dict
+from srdd.errors import UserError
+from srdd.tokenizer import Tokenizer
+from srdd.transformer import ScaleTransformer
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Everything that draws images."""
+
+    tokenizer: Tokenizer
+    transformer: ScaleTransformer
+    sampler: SamplerConfig
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_match(self.tokenizer, self.transformer)
+        if len(self.class_names) != self.transformer.config.num_classes:
+            raise UserError(
+                f"{len(self.class_names)} class names for "
+                f"{self.transformer.config.num_classes} classes"
+            )
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Pipeline":
+        """Move to a device, the transformer's weights to a dtype; returns self.
+
+        Head and codebook sums stay in float32, and so does the tokenizer.
+        """
+        self.tokenizer.to(device)
+        self.transformer.to(device)
+        if dtype is not None:
+            self.transformer.to(dtype)
+            self.transformer.quantizer.float()
+            self.transformer.head.float()
+        return self
+
+    def label(self, name: str) -> int:
+        """A class by name or index.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        if name in self.class_names:
+            return self.class_names.index(name)
+        if name.isdecimal() and int(name) < len(self.class_names):
+            return int(name)
+        known = ", ".join(self.class_names[:12]) + (" ..." if len(self.class_names) > 12 else "")
+        raise UserError(
+            f"no class {name!r}: give an index below {len(self.class_names)} or one of {known}"
+        )
+
+
+def check_match(tokenizer: Tokenizer, transformer: ScaleTransformer) -> None:
+    """Refuse a transformer whose frozen codebook and phi are not the tokenizer's.
+
+    Raises:
+        UserError: the two copies differ.
+    """
+    own, frozen = tokenizer.quantizer.state_dict(), transformer.quantizer.state_dict()
+    same = tokenizer.config.patch_nums == transformer.config.patch_nums and own.keys() == (
+        frozen.keys()
+    )
+    if not same or not all(torch.equal(own[name].float(), frozen[name].float()) for name in own):
+        raise UserError("the transformer was trained for another tokenizer: codebook or phi differ")
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write a tokenizer's model directory."""
+    save_model(directory, "tokenizer", tokenizer.config, tokenizer.state_dict())
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Load a tokenizer's model directory, in eval mode.
+
+    Raises:
+        UserError: the directory is missing, damaged or of another kind.
+    """
+    config = read_config(directory, "tokenizer", TokenizerConfig)
+    return load_weights(build_empty(Tokenizer, config), directory).eval().requires_grad_(False)
+
+
+def save_pipeline(pipeline: Pipeline, directory: Path) -> None:
+    """Write a pipeline directory."""
+    save_tokenizer(pipeline.tokenizer, directory / "tokenizer")
+    model = pipeline.transformer
+    save_model(directory / "transformer", "transformer", model.config, model.state_dict())
+    write = {"sampler.json": to_dict(pipeline.sampler), "classes.json": list(pipeline.class_names)}
+    for name, value in write.items():
+        (directory / name).write_text(json.dumps(value, indent=1) + "\n")
+
+
+def load_pipeline(source: str | Path) -> Pipeline:
+    """Load a pipeline, in eval mode, on the CPU.
+
+    Args:
+        source: a pipeline directory, a run directory that holds one in ``model/``, or the id of
+            a Hugging Face repository in this format ("owner/name").
+
+    Raises:
+        UserError: it is missing, damaged, of another kind, or its parts do not fit together.
+    """
+    directory = _local(source)
+    config = read_config(directory / "transformer", "transformer", TransformerConfig)
+    model = load_weights(build_empty(ScaleTransformer, config), directory / "transformer")
+    return Pipeline(
+        tokenizer=load_tokenizer(directory / "tokenizer"),
+        transformer=model.eval().requires_grad_(False),
+        sampler=from_dict(SamplerConfig, _read(directory / "sampler.json"), where="sampler.json"),
+        class_names=tuple(_read(directory / "classes.json")),
+    )
+
+
+def is_pipeline(directory: Path) -> bool:
+    """Whether a directory looks like a pipeline."""
+    return (directory / "transformer" / "config.json").is_file()
+
+
+def _local(source: str | Path) -> Path:
+    """The pipeline directory that ``source`` means, fetched from the hub if it is an id."""
+    path = Path(source)
+    for candidate in (path, path / "model"):
+        if is_pipeline(candidate):
+            return candidate
+    if path.exists():
+        raise UserError(f"{path} is no pipeline directory: it has no transformer/config.json")
+    parts = str(source).split("/")
+    if len(parts) != 2 or not all(parts) or str(source).startswith((".", "~")):
+        raise UserError(f"{path} does not exist")
+    try:
+        return Path(snapshot_download(str(source)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} does not exist here, nor on the hub: {reason}") from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: the pipeline directory is incomplete") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None

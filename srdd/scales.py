@@ -1,0 +1,80 @@
+"""The scale schedule: which grids an image's codes lie on, coarse to fine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from srdd.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleSchedule:
+    """Sides of the square grids visited, coarse to fine; scale s holds ``patch_nums[s]**2`` codes.
+
+    A pruned schedule knows its parent, the one its model was trained with: phi, level embedding,
+    guidance ramp and random numbers belong to a scale of the parent (paper, Sec. 3.3).
+    """
+
+    patch_nums: tuple[int, ...]
+    parent: tuple[int, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.parent:
+            object.__setattr__(self, "parent", self.patch_nums)
+        check_patch_nums(self.parent)
+        check_patch_nums(self.patch_nums)
+        strangers = [side for side in self.patch_nums if side not in self.parent]
+        if strangers:
+            raise UserError(
+                f"patch_nums {list(self.patch_nums)}: {strangers} are no scales of the model, "
+                f"which knows {list(self.parent)}"
+            )
+        if self.patch_nums[-1] != self.parent[-1]:
+            raise UserError(
+                f"patch_nums {list(self.patch_nums)} must end at the latent side {self.parent[-1]}"
+            )
+
+    @property
+    def num_scales(self) -> int:
+        """S, the scales visited."""
+        return len(self.patch_nums)
+
+    @property
+    def length(self) -> int:
+        """L, the codes of all scales."""
+        return sum(side * side for side in self.patch_nums)
+
+    @property
+    def side(self) -> int:
+        """N, the latent's side: that of the finest scale."""
+        return self.patch_nums[-1]
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(begin, end) of each scale in the sequence of L codes."""
+        spans, begin = [], 0
+        for side in self.patch_nums:
+            spans.append((begin, begin + side * side))
+            begin += side * side
+        return tuple(spans)
+
+    @property
+    def parent_index(self) -> tuple[int, ...]:
+        """Each visited scale's index in the parent schedule."""
+        return tuple(self.parent.index(side) for side in self.patch_nums)
+
+    def prune(self, patch_nums: Sequence[int]) -> "ScaleSchedule":
+        """A schedule that visits ``patch_nums`` only and keeps this one's parent.
+
+        Raises:
+            UserError: a scale is unknown, out of order, or the last is not the latent's side.
+        """
+        return ScaleSchedule(tuple(patch_nums), self.parent)
+
+
+def check_patch_nums(patch_nums: Sequence[int]) -> None:
+    """Refuse a schedule that is empty, not positive or not strictly increasing."""
+    sides = list(patch_nums)
+    increasing = all(a < b for a, b in pairwise(sides))
+    if not sides or sides[0] < 1 or not increasing:
+        raise UserError(f"patch_nums must be positive and strictly increasing, got {sides}")
