@@ -1,0 +1,1 @@
+"""Training steps and a plain loop, free of Ray: batches and callbacks are handed in."""

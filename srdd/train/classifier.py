@@ -1,0 +1,58 @@
+"""Training the small classifier on the data's train split."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srdd.classifier import Classifier, ClassifierConfig
+from srdd.rng import hash_counters
+from srdd.train.config import OptimConfig
+from srdd.train.loop import Batch, Reduce
+from srdd.train.tokenizer import to_float
+
+_SHIFT = 0x51F7  # a stream of random numbers
+
+
+class ClassifierLoss(nn.Module):
+    """Cross-entropy on images shifted by up to one pixel in sixteen."""
+
+    def __init__(self, classifier: Classifier, seed: int) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.seed = seed
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch's share, and its accuracy."""
+        images = to_float(batch.inputs)
+        side = images.shape[-1]
+        reach = max(1, side // 16)
+        bits = hash_counters(batch.index_b[:, None], torch.arange(2), self.seed, step, _SHIFT)
+        moves = (bits & 0xFFFF) % (2 * reach + 1)
+        padded = F.pad(images, (reach,) * 4, mode="replicate")
+        crops = [
+            image[:, y : y + side, x : x + side]
+            for image, (y, x) in zip(padded, moves.tolist(), strict=True)
+        ]
+        _, logits = self.classifier(torch.stack(crops))
+        loss = F.cross_entropy(logits, batch.labels_b)
+        accuracy = (logits.argmax(1) == batch.labels_b).double().mean()
+        return loss, {"loss": loss, "accuracy": accuracy}
+
+
+class ClassifierTask:
+    """The classifier's training."""
+
+    def __init__(self, config: ClassifierConfig, optim: OptimConfig) -> None:
+        torch.manual_seed(optim.seed)
+        self.classifier = Classifier(config)
+        self.module = ClassifierLoss(self.classifier, optim.seed)
+
+    def after_step(self, batch: Batch, step: int, reduce: Reduce) -> None:
+        """Nothing to keep up."""
+
+    def state_dict(self, reduce: Reduce) -> dict[str, Tensor]:
+        """Nothing beyond the module."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor], reduce: Reduce) -> None:
+        """Nothing to load."""
