@@ -1,0 +1,131 @@
+"""What a shard directory holds: ``manifest.json`` and the objects it is read into."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from srdd.errors import UserError
+from srdd_platform import files
+
+FORMAT = "srdd-shards-1"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One tar file."""
+
+    name: str
+    num: int  # samples
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """One split: its size, its size by class name, its shards in order."""
+
+    num: int
+    per_class: dict[str, int]
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skipped:
+    """One image that could not be used, and why."""
+
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What the shards were made from. Equal settings give equal shards."""
+
+    source: str
+    resolution: int
+    seed: int
+    val_fraction: float
+    shard_size_images: int
+    listing: str  # hash of the source's file names and sizes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a shard directory holds: ``manifest.json`` as an object."""
+
+    settings: Settings
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images, in pixels."""
+        return self.settings.resolution
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that name the data: equal where classes and shard bytes are equal."""
+        shards = {split: [s.sha256 for s in self.splits[split].shards] for split in self.splits}
+        return files.digest([FORMAT, self.resolution, self.classes, shards])
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``manifest.json``."""
+        settings = asdict(self.settings)
+        return {
+            "format": FORMAT,
+            "source": settings.pop("source"),
+            "resolution": settings.pop("resolution"),
+            "settings": settings,
+            "classes": list(self.classes),
+            "splits": {name: asdict(split) for name, split in self.splits.items()},
+            "skipped": [asdict(one) for one in self.skipped],
+        }
+
+    @classmethod
+    def load(cls, directory: Path) -> "Manifest":
+        """Read the manifest of a shard directory.
+
+        Raises:
+            UserError: the directory is missing, holds something else, or its manifest is damaged.
+        """
+        path = directory / MANIFEST
+        if not path.is_file():
+            wrong = f"holds no {MANIFEST}" if directory.is_dir() else "is not a directory"
+            raise UserError(f"{directory} {wrong}: make the shards with `srdd data prepare`")
+        value = files.read_json(path)
+        found = value.get("format") if isinstance(value, dict) else None
+        if found != FORMAT:
+            raise UserError(f"{path} has format {found!r}, not {FORMAT!r}: give a directory made "
+                            "by `srdd data prepare`")  # fmt: skip
+        try:
+            return _parse(value)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): prepare the data again") from None
+
+
+def _parse(value: dict[str, Any]) -> Manifest:
+    classes = tuple(str(name) for name in value["classes"])
+    splits = {
+        str(name): Split(
+            num=int(split["num"]),
+            per_class={str(key): int(num) for key, num in split["per_class"].items()},
+            shards=tuple(Shard(**shard) for shard in split["shards"]),
+        )
+        for name, split in value["splits"].items()
+    }
+    for name, split in splits.items():
+        if split.num != sum(shard.num for shard in split.shards):
+            raise ValueError(f"the shards of {name} do not add up to {split.num} samples")
+        if any(os.path.basename(shard.name) != shard.name for shard in split.shards):
+            raise ValueError(f"a shard of {name} lies outside the directory")
+    return Manifest(
+        settings=Settings(
+            source=value["source"], resolution=int(value["resolution"]), **value["settings"]
+        ),
+        classes=classes,
+        splits=splits,
+        skipped=tuple(Skipped(**one) for one in value["skipped"]),
+    )

@@ -1,0 +1,284 @@
+"""Where images come from: scikit-learn's digits, or a folder of class folders.
+
+A source lists what there is (paths alone, never pixels) and hands out items lazily, in a seeded
+shuffled order: shards sorted by class would hurt every reader that streams them.
+"""
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from srdd.errors import UserError
+
+SPLITS = ("train", "val")
+EXTENSIONS = frozenset(
+    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)
+SPLIT_DRAWS, ORDER_DRAWS, EPOCH_DRAWS = 1, 2, 3  # so that no two shuffles share their draws
+
+logger = logging.getLogger(__name__)
+
+Pixels = npt.NDArray[np.uint8]  # [R, R, 3]
+
+
+class BadImageError(Exception):
+    """An image that cannot be used; the text says why and holds no path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to come. ``load()`` returns uint8 [R, R, 3] or raises BadImageError."""
+
+    split: str
+    label: int
+    origin: str  # relative to the source: "train/cat/001.jpg", "digits/0042"
+    load: Callable[[], Pixels]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One listed image: its class index and its place in the source."""
+
+    label: int
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A listed source."""
+
+    kind: str
+    classes: tuple[str, ...]
+    entries: dict[str, tuple[Entry, ...]]  # split -> images, in sorted order
+    listing: str  # hash of names and sizes: another value means other files
+    read: Callable[[str, int], Pixels]  # (origin, resolution) -> uint8 [R, R, 3]
+
+    def __len__(self) -> int:
+        return sum(len(entries) for entries in self.entries.values())
+
+    def items(self, *, seed: int, resolution: int) -> Iterator[Item]:
+        """Yield all images of train, then of val, each split in its own shuffled order."""
+        for number, split in enumerate(SPLITS):
+            entries = self.entries[split]
+            for i in permutation(len(entries), seed, ORDER_DRAWS, number):
+                entry = entries[i]
+                load = partial(self.read, entry.origin, resolution)
+                yield Item(split, entry.label, entry.origin, load)
+
+
+def permutation(n: int, seed: int, use: int, number: int = 0) -> npt.NDArray[np.int64]:
+    """A shuffle of range(n), the same on every machine and under every numpy version.
+
+    It sorts the raw counter stream of Philox, which numpy keeps fixed (its own shuffles it may
+    change). ``use`` and ``number`` set shuffles of one seed apart. Returns int64 [n].
+    """
+    key = np.array([seed, (use << 32) + number], dtype=np.uint64)
+    return np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable").astype(np.int64)
+
+
+def open_source(kind: str, path: Path | None, *, seed: int, val_fraction: float) -> Source:
+    """List a source.
+
+    Raises:
+        UserError: an unknown kind, a missing path, no classes, an empty class.
+    """
+    if kind == "digits":
+        if path is not None:
+            raise UserError("source digits comes with scikit-learn and takes no path: leave it out")
+        return digits(seed=seed, val_fraction=val_fraction)
+    if kind == "folder":
+        if path is None:
+            raise UserError("source folder needs a path: the folder that holds the class folders")
+        return folder(path, seed=seed, val_fraction=val_fraction)
+    raise UserError(f"unknown source {kind!r}: choose digits or folder")
+
+
+def digits(*, seed: int, val_fraction: float) -> Source:
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels, scaled from 0..16 to 0..255."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * 255 / 16).astype(np.uint8)  # [1797, 8, 8]
+    labels = [int(label) for label in bunch.target]
+
+    def read(origin: str, resolution: int) -> Pixels:
+        image = Image.fromarray(images[int(origin.rpartition("/")[2])])
+        if resolution != image.width:
+            image = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+        return np.asarray(image.convert("RGB"))
+
+    return Source(
+        kind="digits",
+        classes=tuple(str(digit) for digit in range(10)),
+        entries=_split(
+            [Entry(label, f"digits/{i:04d}") for i, label in enumerate(labels)], val_fraction, seed
+        ),
+        listing=hashlib.sha256(images.tobytes()).hexdigest()[:16],
+        read=read,
+    )
+
+
+def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
+    """A tree of class folders, below ``train/`` and ``val/`` (or ``test/``) where these exist.
+
+    Without a second split the training images are split by class. Where val/ and test/ both
+    exist, val/ is taken and test/ is left alone. Hidden files and unknown extensions are ignored.
+    """
+    if not path.is_dir():
+        wrong = "is not a folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {wrong}: give the folder that holds the class folders")
+    roots = _split_roots(path)
+    classes = tuple(entry.name for entry in _folders(path / roots["train"]))
+    if not classes:
+        raise UserError(f"{path / roots['train']} has no class folders: put each class's images "
+                        "into a folder of its own (one folder, if there is one class)")  # fmt: skip
+    labels = {name: label for label, name in enumerate(classes)}
+    listing = hashlib.sha256()
+    entries: dict[str, list[Entry]] = {}
+    for split, root in roots.items():
+        names = [entry.name for entry in _folders(path / root)]
+        if unknown := sorted(set(names) - set(classes)):
+            raise UserError(f"{path / root} has class {unknown[0]!r}, which train has not: rename "
+                            "or remove it")  # fmt: skip
+        entries[split] = []
+        for name in names:
+            images = list(_images(path / root / name, f"{root}/{name}" if root else name, ()))
+            if not images:
+                raise UserError(f"class folder {path / root / name} has no images: remove it or "
+                                "add some")  # fmt: skip
+            for origin, size in images:
+                entries[split].append(Entry(labels[name], origin))
+                listing.update(os.fsencode(f"{split}\0{origin}\0{size}\n"))
+    if "val" in entries:
+        split_entries = {split: tuple(entries[split]) for split in SPLITS}
+    else:
+        split_entries = _split(entries["train"], val_fraction, seed)
+    return Source(
+        kind="folder",
+        classes=classes,
+        entries=split_entries,
+        listing=listing.hexdigest()[:16],
+        read=lambda origin, resolution: read_image(path / origin, resolution),
+    )
+
+
+def stratified(labels: Sequence[int], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Choose ``ceil(fraction * n)`` of n samples, the same share of every class.
+
+    Shares are rounded by the largest remainder. A class of two or more gives at least one sample
+    and keeps at least one; a class of one keeps it. Returns bool [n], true where chosen.
+    """
+    labels_n = np.asarray(labels, dtype=np.int64)
+    counts_C = np.bincount(labels_n)
+    shares_C = fraction * counts_C
+    quota_C = np.floor(shares_C).astype(np.int64)
+    short = int(np.ceil(fraction * len(labels_n) - 1e-9)) - int(quota_C.sum())
+    quota_C[np.argsort(quota_C - shares_C, kind="stable")[:short]] += 1
+    quota_C = np.clip(quota_C, np.minimum(1, counts_C // 2), np.maximum(counts_C - 1, 0))
+    order_n = permutation(len(labels_n), seed, SPLIT_DRAWS)
+    chosen_n = np.zeros(len(labels_n), dtype=np.bool_)
+    for label, quota in enumerate(quota_C):
+        chosen_n[order_n[labels_n[order_n] == label][:quota]] = True
+    return chosen_n
+
+
+def read_image(path: Path, resolution: int) -> Pixels:
+    """Read an image file as upright RGB, its shorter side resized to R, centre-cropped.
+
+    Returns uint8 [R, R, 3].
+
+    Raises:
+        BadImageError: the file cannot be read as an image.
+    """
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            return np.asarray(fit(to_rgb(ImageOps.exif_transpose(image)), resolution))
+    except UnidentifiedImageError:
+        raise BadImageError("not an image of a known format") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadImageError(text or type(error).__name__) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to RGB: 16-bit grey is scaled to 8, transparency is laid on white."""
+    if image.mode == "F":
+        raise BadImageError("floating-point pixels: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grey
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, resolution: int) -> Image.Image:
+    """The centre square of an image, resized (Lanczos, antialiased) to R x R.
+
+    The square is cut while resizing, so a long thin image needs no more memory than a square one.
+    """
+    width, height = image.size
+    side = min(width, height)
+    if side == resolution:  # whole pixels: nothing is interpolated
+        left, top = (width - side) // 2, (height - side) // 2
+        return image.crop((left, top, left + side, top + side))
+    left_f, top_f = (width - side) / 2, (height - side) / 2
+    box = (left_f, top_f, left_f + side, top_f + side)
+    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
+
+
+def _split(entries: list[Entry], fraction: float, seed: int) -> dict[str, tuple[Entry, ...]]:
+    chosen_n = stratified([entry.label for entry in entries], fraction, seed)
+    pairs = list(zip(entries, chosen_n, strict=True))
+    return {
+        "train": tuple(entry for entry, chosen in pairs if not chosen),
+        "val": tuple(entry for entry, chosen in pairs if chosen),
+    }
+
+
+def _split_roots(path: Path) -> dict[Literal["train", "val"], str]:
+    """Folders of the splits, relative to ``path``; "" where the classes lie in ``path`` itself."""
+    names = [entry.name for entry in _folders(path)]
+    held_out = [name for name in ("val", "test") if name in names]
+    if "train" not in names or not _folders(path / "train") or not (held_out or len(names) == 1):
+        return {"train": ""}
+    if len(held_out) == 2:
+        logger.warning("%s has val and test: val is used, test is left out", path)
+    return {"train": "train", "val": held_out[0]} if held_out else {"train": "train"}
+
+
+def _folders(path: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(path) as found:
+        visible = [entry for entry in found if not entry.name.startswith(".") and entry.is_dir()]
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _images(path: Path, origin: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Yield (origin, size in bytes) of the images in and below a class folder, in sorted order."""
+    real = os.path.realpath(path)
+    if real in above:  # a link to a folder above it
+        return
+    with os.scandir(path) as found:
+        visible = [entry for entry in found if not entry.name.startswith(".")]
+    for entry in sorted(visible, key=lambda entry: entry.name):
+        place = f"{origin}/{entry.name}"
+        if entry.is_dir():
+            yield from _images(path / entry.name, place, (*above, real))
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            try:
+                yield place, entry.stat().st_size
+            except OSError:  # a broken link: reading it will name and skip it
+                yield place, -1
