@@ -33,4 +33,4 @@ lint: $(INSTALLED) ## ruff, mypy --strict, import contract
 	$(BIN)/lint-imports
 
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -35,9 +35,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         widths = (3, config.ch, 2 * config.ch, 2 * config.ch, config.features)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in widths[1:])
         self.head = nn.Linear(config.features, config.num_classes)
 

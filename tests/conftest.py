@@ -1,0 +1,46 @@
+"""Fixtures that are dear enough to share: one Ray, one browser, the official golden file."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from srdd_platform.ray_session import Session, session
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """One thread a process: sums come out in one order, and two cores serve Ray's workers too."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Session]:
+    """The one local Ray of the test run, two CPUs; its start is tried again on a slow machine."""
+    with session(num_cpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium to drive."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"needs one of {', '.join(names)}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def golden_official() -> Path:
+    """A tiny official VAR with inputs and outputs; too large for the repository."""
+    default = ROOT.parent / "shared" / "golden" / "var_official_a.safetensors"
+    path = Path(os.environ.get("SRDD_GOLDEN") or default)
+    if not path.is_file():
+        pytest.skip("no official golden file (SRDD_GOLDEN names it)")
+    return path

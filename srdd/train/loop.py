@@ -55,7 +55,10 @@ ALONE = Alone()
 class Task(Protocol):
     """What is trained. ``module(batch, step)`` gives the loss and metrics of a batch's share."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """The model with its loss."""
+        ...
 
     def after_step(self, batch: Batch, step: int, reduce: Reduce) -> None:
         """Upkeep after an update, the same on every worker."""

@@ -11,6 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader
+
+from srdd.errors import UserError
 from srdd_platform.data import (
     GlobalBatchSampler,
     ShardDataset,
@@ -20,9 +23,6 @@ from srdd_platform.data import (
     steps_per_epoch,
     stream,
 )
-from torch.utils.data import DataLoader
-
-from srdd.errors import UserError
 
 
 @pytest.fixture(scope="module")

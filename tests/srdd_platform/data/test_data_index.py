@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from srdd_platform.data import Manifest, ShardDataset, prepare
-from srdd_platform.data.index import BadShardError, build_index, load_split
 
 from srdd.errors import UserError
+from srdd_platform.data import Manifest, ShardDataset, prepare
+from srdd_platform.data.index import BadShardError, build_index, load_split
 
 SHARD = "train-000001.tar"
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from srdd_platform.data import Manifest, prepare
 
 from srdd.errors import UserError
+from srdd_platform.data import Manifest, prepare
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from srdd_platform.data import Manifest, prepare
 
 from srdd.errors import UserError
+from srdd_platform.data import Manifest, prepare
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from srdd.errors import UserError
 from srdd_platform.data.sources import (
     BadImageError,
     digits,
@@ -15,8 +17,6 @@ from srdd_platform.data.sources import (
     read_image,
     stratified,
 )
-
-from srdd.errors import UserError
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 

@@ -1,0 +1,257 @@
+"""Judging a sampler setting: draw images, measure their quality and their cost, make a row.
+
+:func:`Evaluator.trial` is a pure function of the model, the settings, n, the seed and the
+extractor, and knows no Ray: Tune, a test or a script can call it.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srdd.config import SamplerConfig
+from srdd.pipeline import Pipeline, load_pipeline
+from srdd.rng import image_seeds
+from srdd.sampling import SampleResult, sample
+from srdd.train.tokenizer import to_float
+from srdd.train.transformer import init_weights
+from srdd.transformer import ScaleTransformer
+from srdd_platform.data import load_arrays
+from srdd_platform.fidelity import PROTOCOL, Extractor, Features, Reference, load_extractor, measure
+from srdd_platform.files import digest, sha256_file
+from srdd_platform.images import grid_png, to_uint8
+from srdd_platform.rows import PARAMETERS, Row
+from srdd_platform.runs import model_dir
+
+LATENCY_RUNS = 5
+GRID_IMAGES = 40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What all rows of a sweep share."""
+
+    data: str  # shard directory; its train split is the reference
+    extractor: str  # "classifier" or "inception"
+    weights: str  # the extractor's
+    num: int = 1000  # images a row
+    seed: int = 0
+    batch_size: int = 250
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+def weights_digest(pipeline_dir: Path) -> str:
+    """Names a pipeline's weights, whatever its sampler settings."""
+    parts = [pipeline_dir / part / "model.safetensors" for part in ("tokenizer", "transformer")]
+    return digest([sha256_file(path) for path in parts])
+
+
+def row_key(model: str, config: SamplerConfig, evaluation: EvaluationConfig, extractor: str) -> str:
+    """The name of a row: equal for settings that differ in an inactive one only."""
+    return digest(
+        {
+            "model": model,
+            "parameters": config.active(),
+            "n": evaluation.num,
+            "seed": evaluation.seed,
+            "extractor": extractor,
+            "protocol": PROTOCOL,
+        }
+    )
+
+
+def columns(config: SamplerConfig) -> dict[str, Any]:
+    """The settings' columns of a row; inactive ones are null."""
+    active = config.active()
+    values = {name: active.get(name) for name in PARAMETERS}
+    if values["patch_nums"] is not None:
+        values["patch_nums"] = ",".join(str(side) for side in values["patch_nums"])
+    return values
+
+
+class Evaluator:
+    """A pipeline, real images and an extractor, loaded once for many rows."""
+
+    def __init__(self, pipeline_dir: Path, evaluation: EvaluationConfig) -> None:
+        self.evaluation = evaluation
+        self.pipeline_dir = model_dir(pipeline_dir)
+        self.pipeline = load_pipeline(self.pipeline_dir).to(
+            evaluation.device, getattr(torch, evaluation.dtype)
+        )
+        self.model = weights_digest(self.pipeline_dir)
+        weights = Path(evaluation.weights)
+        self.extractor: Extractor = load_extractor(evaluation.extractor, weights, evaluation.device)
+        images, self.real_labels = load_arrays(Path(evaluation.data), "train")
+        self.num_real = len(images)
+        self.reference = Reference(self.extractor(images))
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data."""
+        return len(self.pipeline.class_names)
+
+    def key(self, config: SamplerConfig) -> str:
+        """The key of the row for ``config``."""
+        return row_key(self.model, config, self.evaluation, self.extractor.name)
+
+    def _measure(self, features: Features, labels: Tensor) -> dict[str, float]:
+        known = self.evaluation.extractor == "classifier"
+        return measure(features, self.reference, labels, accuracy=known)
+
+    def _row(self, **values: Any) -> Row:
+        reference = f"train n={self.num_real}"
+        return Row(extractor=self.extractor.name, reference=reference, **values)
+
+    def draw(
+        self, pipeline: Pipeline, config: SamplerConfig, n: int, seed: int
+    ) -> Iterator[tuple[Tensor, SampleResult]]:
+        """Class-balanced samples in batches: labels and results."""
+        labels = torch.arange(n) % self.num_classes
+        seeds = image_seeds(seed, 0, n)
+        for begin in range(0, n, self.evaluation.batch_size):
+            rows = slice(begin, begin + self.evaluation.batch_size)
+            yield labels[rows], sample(pipeline, labels[rows], config, seeds[rows])
+
+    def trial(
+        self,
+        config: SamplerConfig,
+        *,
+        order: int,
+        kind: str = "trial",
+        name: str = "",
+        pipeline: Pipeline | None = None,
+        key: str | None = None,
+        n: int | None = None,
+        seed: int | None = None,
+        grid: Path | None = None,
+    ) -> Row:
+        """Evaluate a setting; a setting that fails makes a row that says so.
+
+        Args:
+            config: the sampler's settings.
+            order: the row's place in the table.
+            kind: "trial" or "reference".
+            name: what a reference row is.
+            pipeline: another model than the evaluator's.
+            key: the row's key, if it is not that of ``config``.
+            n: images, if not as configured.
+            seed: of the images, if not as configured.
+            grid: where a grid of the first samples goes.
+        """
+        pipeline = pipeline or self.pipeline
+        n = n or self.evaluation.num
+        seed = self.evaluation.seed if seed is None else seed
+        shared: dict[str, Any] = {
+            "key": key or self.key(config),
+            "kind": kind,
+            "name": name,
+            "order": order,
+            "mask": pipeline.transformer.config.mask,
+            "n": n,
+            "seed": seed,
+            "device": self.evaluation.device,
+            "dtype": self.evaluation.dtype,
+            "batch_size": min(n, self.evaluation.batch_size),
+            **columns(config),
+        }
+        try:
+            measured = self._evaluate(pipeline, config, n, seed, grid)
+        except FloatingPointError as error:
+            return self._row(**shared, status="failed", error=str(error))
+        return self._row(**shared, **measured)
+
+    def _evaluate(
+        self, pipeline: Pipeline, config: SamplerConfig, n: int, seed: int, grid: Path | None
+    ) -> dict[str, Any]:
+        latency = _latency_ms(pipeline, config)
+        _reset_peak(self.evaluation.device)
+        started = time.perf_counter()
+        images, labels, nfe, gflops = [], [], [], []
+        for labels_B, result in self.draw(pipeline, config, n, seed):
+            images.append(to_uint8(result.images).cpu())
+            labels.append(labels_B)
+            nfe.append(result.nfe.double().cpu())
+            gflops.append(result.gflops.cpu())
+        seconds = time.perf_counter() - started
+        peak = _peak_mb(self.evaluation.device)
+        pixels, labels_n = torch.cat(images), torch.cat(labels)
+        if grid is not None:
+            grid_png(pixels[:GRID_IMAGES], grid)
+        return {
+            **self._measure(self.extractor(pixels), labels_n),
+            "nfe": float(torch.cat(nfe).mean()),
+            "gflops_per_image": float(torch.cat(gflops).mean()),
+            "latency_ms": latency,
+            "images_per_s": n / seconds,
+            "peak_memory_mb": peak,
+        }
+
+    def judge(
+        self, images: Tensor, labels: Tensor, *, name: str, order: int, grid: Path | None = None
+    ) -> Row:
+        """A reference row of given images, uint8 [n, 3, R, R]: real ones or reconstructions."""
+        key = digest({"name": name, "extractor": self.extractor.name, "model": self.model})
+        if grid is not None:
+            grid_png(images[:GRID_IMAGES], grid.with_name(f"{key}.png"))
+        measured = self._measure(self.extractor(images), labels)
+        return self._row(
+            key=key, kind="reference", name=name, order=order, n=len(images), **measured
+        )
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """The tokenizer's reconstruction of uint8 images, as uint8."""
+        tokenizer = self.pipeline.tokenizer
+        parts = []
+        for batch in images.split(self.evaluation.batch_size):
+            codes = tokenizer.encode(to_float(batch).to(self.evaluation.device))
+            parts.append(to_uint8(tokenizer.decode(codes).add(1).mul(0.5)).cpu())
+        return torch.cat(parts)
+
+    def untrained(self) -> Pipeline:
+        """The pipeline with a transformer that was never trained."""
+        model = ScaleTransformer(self.pipeline.transformer.config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            init_weights(model)
+        model.quantizer.load_state_dict(self.pipeline.transformer.quantizer.state_dict())
+        fresh = replace(self.pipeline, transformer=model.eval().requires_grad_(False))
+        return fresh.to(self.evaluation.device, getattr(torch, self.evaluation.dtype))
+
+
+def _latency_ms(pipeline: Pipeline, config: SamplerConfig) -> float:
+    """Milliseconds for one image, decoder included: the median after a warm-up."""
+    times = []
+    for _ in range(LATENCY_RUNS + 1):
+        started = time.perf_counter()
+        sample(pipeline, torch.zeros(1, dtype=torch.int64), config, [0]).images.cpu()
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[1:])
+
+
+def _reset_peak(device: str) -> None:
+    """Forget the peak memory so far, where the system lets us."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass
+
+
+def _peak_mb(device: str) -> float:
+    """Peak memory in MB since the reset: of the device, or of this process on a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) * 1024 / 1e6 for x in lines if x.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -1,0 +1,258 @@
+"""torch-fidelity's metrics on features extracted once, by Inception or by a small classifier.
+
+Every number carries its extractor's name: ``inception-v3-compat`` for torch-fidelity's Inception,
+``classifier-<data>-<weights>`` for one trained on the data's train split. An FID of the one says
+nothing about an FID of the other.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from srdd.checkpoint import build_empty, load_weights, read_config
+from srdd.classifier import Classifier, ClassifierConfig
+from srdd.errors import UserError
+from srdd_platform.files import sha256_file
+
+PROTOCOL = "fid@1 uint8-round balanced kid50x250 prc3 is1 jackknife10"
+JACKKNIFE_BLOCKS = 10
+KID_SUBSETS, KID_SUBSET_SIZE = 50, 250
+INCEPTION = "inception-v3-compat"
+MIN_IMAGES = 50  # below, a covariance says nothing
+
+Array = npt.NDArray[np.float64]
+
+
+def import_torch_fidelity() -> Any:
+    """Import torch-fidelity, also beside a CPU build of torch.
+
+    It imports torchvision, whose wheels on the package index are linked to CUDA: beside a CPU
+    build their operators are missing, and the import fails where it describes two of them. We
+    use none of its operators, so declaring those two is enough.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEEP.append(library)
+    import torch_fidelity
+
+    return torch_fidelity
+
+
+_KEEP: list[torch.library.Library] = []  # a library's declarations live as long as it does
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the metrics need of n images."""
+
+    features_nD: Tensor  # float32
+    logits_nK: Tensor  # of the extractor's classes
+
+
+class Extractor:
+    """A feature extractor registered with torch-fidelity, by name."""
+
+    def __init__(self, name: str, net: Any, layers: tuple[str, str], device: str) -> None:
+        self.name = name
+        self.device = device
+        self._net = net.eval().requires_grad_(False).to(device)
+        self._layers = layers
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, batch_size: int = 250) -> Features:
+        """uint8 [n, 3, R, R] -> features and logits, in batches of one size."""
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise UserError(
+                f"metrics take uint8 images [n, 3, R, R], got {images.dtype} {list(images.shape)}"
+            )
+        parts = [self._net(batch.to(self.device)) for batch in images.split(batch_size)]
+        named = [self._net.convert_features_tuple_to_dict(part) for part in parts]
+        features, logits = (
+            torch.cat([part[layer].float().cpu() for part in named]) for layer in self._layers
+        )
+        if not torch.isfinite(features).all():
+            raise FloatingPointError(f"the extractor {self.name} gave features that are not finite")
+        return Features(features, logits)
+
+
+def _classifier_class(fidelity: Any, directory: Path) -> Any:
+    """torch-fidelity's extractor interface around a :class:`Classifier`."""
+    config = read_config(directory, "classifier", ClassifierConfig)
+
+    class ClassifierExtractor(fidelity.FeatureExtractorBase):  # type: ignore[misc]
+        """Pooled features and logits of the classifier."""
+
+        def __init__(self, name: str, features_list: Any, **_: Any) -> None:
+            super().__init__(name, features_list)
+            self.net = load_weights(build_empty(Classifier, config), directory)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            features, logits = self.net(images.float() / 127.5 - 1)
+            found = {"features": features, "logits": logits}
+            return tuple(found[layer] for layer in self.features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("features", "logits")
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return True
+
+        @staticmethod
+        def get_dummy_input_for_compile() -> Tensor:
+            side = config.resolution
+            return torch.zeros(1, 3, side, side, dtype=torch.uint8)
+
+    return ClassifierExtractor
+
+
+def classifier_name(directory: Path) -> str:
+    """The name under which a classifier's numbers stand: it changes with its weights."""
+    return f"classifier-{sha256_file(directory / 'model.safetensors')[:8]}"
+
+
+def load_extractor(name: str, weights: Path | None, device: str = "cpu") -> Extractor:
+    """An extractor by name.
+
+    Args:
+        name: "classifier" (``weights`` is its model or run directory) or "inception"
+            (``weights`` is torch-fidelity's file ``weights-inception-2015-12-05-6726825d.pth``).
+        weights: where the weights are.
+        device: where to run.
+
+    Raises:
+        UserError: the name is unknown or the weights are missing or of another kind.
+    """
+    fidelity = import_torch_fidelity()
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+    from torch_fidelity.utils import create_feature_extractor
+
+    if name not in ("classifier", "inception"):
+        raise UserError(f"no extractor {name!r}: use classifier or inception")
+    if weights is None or not weights.exists():
+        raise UserError(
+            f"--extractor {name} needs --weights: "
+            + ("a file of torch-fidelity's Inception" if name == "inception" else "a classifier")
+            + (f"; {weights} does not exist" if weights else "")
+        )
+    if name == "inception":
+        layers = ("2048", "logits_unbiased")
+        net = create_feature_extractor(
+            INCEPTION, list(layers), cuda=False, verbose=False,
+            feature_extractor_weights_path=str(weights),
+        )  # fmt: skip
+        return Extractor(f"{INCEPTION}-{sha256_file(weights)[:8]}", net, layers, device)
+    directory = weights / "model" if (weights / "model" / "config.json").exists() else weights
+    wrapper = _classifier_class(fidelity, directory)
+    registered = classifier_name(directory)
+    if registered not in FEATURE_EXTRACTORS_REGISTRY:
+        fidelity.register_feature_extractor(registered, wrapper)
+    layers = ("features", "logits")
+    net = create_feature_extractor(registered, list(layers), cuda=False, verbose=False)
+    return Extractor(registered, net, layers, device)
+
+
+def _statistics(features_nD: Tensor) -> tuple[Array, Array]:
+    values: Array = features_nD.double().numpy()
+    return values.mean(axis=0), np.cov(values, rowvar=False)
+
+
+class Reference:
+    """Features of the real images that samples are compared with."""
+
+    def __init__(self, real: Features) -> None:
+        self.real = real
+        self.mean, self.cov = _statistics(real.features_nD)
+        eigenvalues, vectors = np.linalg.eigh(self.cov)
+        self.root: Array = (vectors * np.sqrt(eigenvalues.clip(0))) @ vectors.T
+
+    def frechet(self, features_nD: Tensor) -> float:
+        """The Frechet distance between two Gaussians, through a symmetric square root."""
+        mean, cov = _statistics(features_nD)
+        eigenvalues = np.linalg.eigvalsh(self.root @ cov @ self.root).clip(0)
+        gap = self.mean - mean
+        trace = np.trace(self.cov) + np.trace(cov) - 2 * np.sqrt(eigenvalues).sum()
+        return float(gap @ gap + trace)
+
+    def standard_error(self, features_nD: Tensor, labels_n: Tensor) -> float:
+        """Jackknife over blocks that each hold every class alike.
+
+        Leaving out a tenth at a time, as the i-th block takes every tenth image of a class.
+        """
+        order = torch.argsort(labels_n, stable=True)
+        block_n = torch.empty_like(order)
+        block_n[order] = torch.arange(len(order)) % JACKKNIFE_BLOCKS
+        left_out = np.array(
+            [self.frechet(features_nD[block_n != k]) for k in range(JACKKNIFE_BLOCKS)]
+        )
+        spread = np.square(left_out - left_out.mean()).sum()
+        return float(np.sqrt((JACKKNIFE_BLOCKS - 1) / JACKKNIFE_BLOCKS * spread))
+
+
+def measure(
+    fake: Features, reference: Reference, labels_n: Tensor, *, accuracy: bool
+) -> dict[str, float]:
+    """FID, IS, KID, precision and recall as torch-fidelity computes them.
+
+    Args:
+        fake: features of the images judged.
+        reference: the real images.
+        labels_n: int64 [n], the class asked for each image.
+        accuracy: whether the extractor's classes are the data's.
+
+    Returns:
+        fid, fid_se (ours, jackknife), inception_score (one split), kid, precision, recall, and
+        accuracy, the share of images classified as the class asked for.
+
+    Raises:
+        UserError: there are too few images.
+    """
+    import_torch_fidelity()
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    real = reference.real
+    fewest = min(len(fake.features_nD), len(real.features_nD))
+    if fewest < MIN_IMAGES:
+        raise UserError(f"metrics need at least {MIN_IMAGES} images on both sides, got {fewest}")
+    statistics = [fid_features_to_statistics(f.features_nD) for f in (fake, real)]
+    fid = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    kid = kid_features_to_metric(
+        fake.features_nD, real.features_nD, verbose=False,
+        kid_subsets=KID_SUBSETS, kid_subset_size=min(KID_SUBSET_SIZE, fewest),
+    )  # fmt: skip
+    prc = prc_features_to_metric(fake.features_nD, real.features_nD, verbose=False)
+    isc = isc_features_to_metric(fake.logits_nK, splits=1)
+    measured = {
+        "fid": float(fid),
+        "fid_se": reference.standard_error(fake.features_nD, labels_n),
+        "inception_score": isc["inception_score_mean"],
+        "kid": kid["kernel_inception_distance_mean"],
+        "precision": float(prc["precision"]),
+        "recall": float(prc["recall"]),
+    }
+    if accuracy:
+        hits = fake.logits_nK.argmax(1) == labels_n
+        measured["accuracy"] = float(hits.double().mean())
+    return measured

@@ -1,0 +1,91 @@
+"""How a row's numbers and settings are written, the same in figures, tables and panels."""
+
+import math
+from typing import Any
+
+from srdd_platform.rows import PARAMETERS
+
+Record = dict[str, Any]  # a row of trials.parquet: column name -> value, None where null
+
+SETTINGS = ("mask", *PARAMETERS)  # everything that tells two trials of one model apart
+QUALITY = {"fid": "FID", "is": "IS", "kid": "KID", "precision": "precision", "recall": "recall"}
+COSTS = {
+    "nfe": "NFE",
+    "gflops_per_image": "GFLOPs per image",
+    "latency_ms": "latency (ms)",
+    "images_per_s": "images/s",
+    "peak_memory_mb": "peak memory (MB)",
+}
+
+
+def number(value: Any) -> str:
+    """A number to four significant digits, an integer in full, "" for null, text unchanged."""
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def plus_minus(value: float | None, error: float | None) -> str:
+    """A value to the digits that its standard error leaves certain: ``0.0853 ± 0.0021``."""
+    if value is None or error is None or error <= 0:
+        return number(value)
+    decimals = min(max(1 - math.floor(math.log10(error)), 0), 8)
+    return f"{value:,.{decimals}f} ± {error:,.{decimals}f}"
+
+
+def label(row: Record) -> str:
+    """What a row is called: a reference by its name, a trial by its number."""
+    return str(row["name"]) if row["name"] else f"{row['kind']} {row['order']}"
+
+
+def active_settings(row: Record) -> dict[str, str]:
+    """The settings that acted in a row, in the schema's order."""
+    return {name: number(row[name]) for name in SETTINGS if row[name] is not None}
+
+
+def settings_text(row: Record) -> str:
+    """The active settings on one line."""
+    return "; ".join(f"{name} {value}" for name, value in active_settings(row).items())
+
+
+def of_extractor(name: str, extractor: str) -> str:
+    """A quality's title with whose features it was measured on."""
+    return f"{name} ({extractor})"
+
+
+def is_inception(extractor: str) -> bool:
+    """Whether numbers on this extractor may stand beside published Inception numbers."""
+    return extractor.lower().startswith("inception")
+
+
+def fingerprint_text(row: Record) -> str:
+    """Where a row's measured costs were measured."""
+    return ", ".join(str(row[name] or "unknown " + name) for name in ("device", "dtype"))
+
+
+def facts(row: Record) -> dict[str, str]:
+    """Everything a hover box or a panel tells of a row, in order; nulls are left out."""
+    extractor = row["extractor"]
+    quality = {
+        of_extractor(title, extractor): number(row[name])
+        for name, title in QUALITY.items()
+        if name != "fid"
+    }
+    cells = {
+        of_extractor("FID", extractor): plus_minus(row["fid"], row["fid_se"]),
+        **quality,
+        "accuracy": number(row["accuracy"]),
+        **active_settings(row),
+        **{title: number(row[name]) for name, title in COSTS.items()},
+        "device, dtype": fingerprint_text(row) if row["device"] else "",
+        "images": number(row["n"]),
+        "compared with": row["reference"],
+        "seed": "" if row["seed"] is None else str(row["seed"]),
+        "status": "" if row["status"] == "ok" else row["status"],
+        "error": row["error"] or "",
+    }
+    return {title: str(text) for title, text in cells.items() if text}

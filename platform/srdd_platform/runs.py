@@ -1,0 +1,139 @@
+"""Run directories: one configuration, one writer at a time, and the same command resumes.
+
+::
+
+    config.json      kind, code version, settings (compared on resume) and runtime (not compared)
+    metrics.jsonl    one object with ``step`` and the losses a line
+    checkpoints/     step_NNNNNN/
+    validation.json  what the finished model reaches on the held-out split
+    model/           the finished model or pipeline directory
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from srdd.errors import UserError
+from srdd_platform.files import read_json, write_bytes, write_json
+
+CONFIG = "config.json"
+_LOCK = ".lock"
+
+
+def code_version() -> str:
+    """The package's version, and the commit where the code is a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return version("srdd")
+    described = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    commit = described.stdout.strip()
+    return f"{version('srdd')}+{commit}" if commit else version("srdd")
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, a line each: "optim.lr: 0.001 -> 0.002"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{path}.{key}" if path else key
+            if key not in old or key not in new:
+                found.append(f"{inner}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}")
+            else:
+                found += differences(old[key], new[key], inner)
+        return found
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+@contextmanager
+def open_run(
+    directory: Path, kind: str, settings: dict[str, Any], runtime: dict[str, Any]
+) -> Iterator[Path]:
+    """Hold a run directory: make it, or go on in it if it is the same run.
+
+    Args:
+        directory: the run directory.
+        kind: what runs in it, e.g. "train tokenizer".
+        settings: what decides the result; a change is refused with the difference.
+        runtime: what does not (workers, device, paths, intervals).
+
+    Raises:
+        UserError: another process writes there, the directory holds another run, or it holds
+            something that is no run.
+    """
+    if directory.is_file():
+        raise UserError(f"{directory} is a file; give a directory")
+    strangers = directory.is_dir() and any(path.name != _LOCK for path in directory.iterdir())
+    if strangers and not (directory / CONFIG).exists():
+        raise UserError(f"{directory} is not empty and holds no run: give another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is writing to {directory}: wait for it") from None
+    try:
+        _claim(directory, kind, settings, runtime)
+        yield directory
+    finally:
+        lock.release()
+
+
+def _claim(directory: Path, kind: str, settings: dict[str, Any], runtime: dict[str, Any]) -> None:
+    path = directory / CONFIG
+    settings = json.loads(json.dumps(settings))  # as it will be read back
+    if path.exists():
+        before = read_json(path)
+        if before.get("kind") != kind:
+            raise UserError(f"{directory} holds a run of `{before.get('kind')}`, not of `{kind}`")
+        changed = differences(before["settings"], settings)
+        if changed:
+            raise UserError(
+                f"{directory} holds a run with other settings ({'; '.join(changed[:6])}): "
+                "give another directory or the old settings"
+            )
+        if before["runtime"] == runtime:
+            return
+    value = {"kind": kind, "code": code_version(), "settings": settings, "runtime": runtime}
+    if path.exists():
+        value["code"] = read_json(path)["code"]
+    write_json(path, value)
+
+
+def model_dir(path: Path) -> Path:
+    """A model or pipeline directory, given itself or the run directory it lies in."""
+    return path / "model" if (path / CONFIG).exists() and (path / "model").is_dir() else path
+
+
+def append_metrics(directory: Path, step: int, metrics: dict[str, float]) -> None:
+    """Add a line to ``metrics.jsonl``."""
+    with (directory / "metrics.jsonl").open("a") as file:
+        rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
+        file.write(json.dumps({"step": step, **rounded}) + "\n")
+
+
+def read_metrics(directory: Path) -> list[dict[str, float]]:
+    """The lines of ``metrics.jsonl``; one that is half-written is left out."""
+    path = directory / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def cut_metrics(directory: Path, step: int) -> None:
+    """Forget metrics after ``step``, from which the run goes on."""
+    kept = [json.dumps(line) + "\n" for line in read_metrics(directory) if line["step"] <= step]
+    write_bytes(directory / "metrics.jsonl", "".join(kept).encode())

@@ -1,0 +1,297 @@
+"""Searching sampler settings with Ray Tune and Optuna, a row each.
+
+The rows on disk are the truth: a search that goes on tells Optuna what they hold, asks for what
+is missing and nothing else. Neither Optuna's study nor Tune's own snapshot outlives the process.
+"""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState, create_trial
+from ray import tune
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from srdd.config import SamplerConfig, from_dict
+from srdd.errors import UserError
+from srdd_platform.evaluate import EvaluationConfig, Evaluator
+from srdd_platform.files import digest
+from srdd_platform.rows import read_rows, to_json, write_row
+
+Space = Mapping[str, BaseDistribution]
+OBJECTIVES = ("fid", "gflops_per_image")  # both minimised
+REFINING = ("resample", "resample_threshold", "feedback")  # mean nothing without refinement
+MAX_REDRAWS = 500  # suggestions in a row that repeat a setting before the space counts as empty
+
+
+def check_space(space: Space, base: SamplerConfig) -> None:
+    """Refuse a search space that names unknown settings or leaves a setting's range.
+
+    Raises:
+        UserError: the setting is named, with what is allowed.
+    """
+    known = [field.name for field in fields(SamplerConfig)]
+    for name, distribution in space.items():
+        if name not in known:
+            raise UserError(
+                f"unknown setting {name!r} in the search space; the sampler has {', '.join(known)}"
+            )
+        if isinstance(distribution, CategoricalDistribution):
+            values: list[Any] = list(distribution.choices)
+        elif isinstance(distribution, FloatDistribution | IntDistribution):
+            values = [distribution.low, distribution.high]
+        else:
+            raise UserError(f"{name}: a distribution of optuna.distributions is needed")
+        for value in values:
+            from_dict(SamplerConfig, {**asdict(base), name: value}, "search space")
+
+
+def suggest(trial: optuna.Trial, space: Space) -> None:
+    """Draw a setting; what is inactive without refinement is not drawn."""
+    refining = True
+    for name in sorted(space, key=lambda name: name in REFINING):
+        if name in REFINING and not refining:
+            continue
+        distribution = space[name]
+        if isinstance(distribution, CategoricalDistribution):
+            value: Any = trial.suggest_categorical(name, distribution.choices)
+        elif isinstance(distribution, IntDistribution):
+            value = trial.suggest_int(
+                name, distribution.low, distribution.high,
+                step=distribution.step, log=distribution.log,
+            )  # fmt: skip
+        else:
+            assert isinstance(distribution, FloatDistribution)
+            value = trial.suggest_float(
+                name, distribution.low, distribution.high,
+                step=distribution.step, log=distribution.log,
+            )  # fmt: skip
+        if name == "refine_steps":
+            refining = value > 0
+
+
+def setting(base: SamplerConfig, params: Mapping[str, Any]) -> SamplerConfig:
+    """The configuration that a suggestion means."""
+    return from_dict(SamplerConfig, {**asdict(base), **params}, "search space")
+
+
+def active_key(config: SamplerConfig) -> str:
+    """Equal for configurations that differ in an inactive setting only."""
+    return digest(config.active())
+
+
+class RowSearch(OptunaSearch):  # type: ignore[misc]
+    """Optuna's multi-objective search over rows: distinct settings, truthful states.
+
+    A suggestion that repeats a setting (or differs in an inactive one only) is answered to Optuna
+    from the row that is there, or dropped while that row is still being made, and drawn again.
+    """
+
+    def __init__(self, space: Space, base: SamplerConfig, sampler: Any) -> None:
+        super().__init__(
+            partial(suggest, space=space), metric=list(OBJECTIVES), mode=["min", "min"],
+            sampler=sampler,
+        )  # fmt: skip
+        self._distributions = dict(space)
+        self._base = base
+        self._known: dict[str, list[float] | None] = {}  # by setting; None while it runs
+        self._keys: dict[str, str] = {}  # Tune's trial -> setting
+        self.next_order = 0
+
+    def tell_row(self, row: Mapping[str, Any]) -> None:
+        """Tell Optuna a finished row; one that lies outside the space only counts as taken."""
+        params = {name: row[name] for name in self._distributions if row.get(name) is not None}
+        config = setting(self._base, params)
+        values = [row[name] for name in OBJECTIVES]
+        good = row["status"] == "ok" and all(value is not None for value in values)
+        self._known[active_key(config)] = values if good else None
+        self.next_order = max(self.next_order, row["order"] + 1)
+        used = {name: self._distributions[name] for name in params}
+        if good and all(used[n]._contains(used[n].to_internal_repr(params[n])) for n in used):
+            self._ot_study.add_trial(create_trial(params=params, distributions=used, values=values))
+
+    def ask_first(self, params: Mapping[str, Any]) -> None:
+        """Try a setting before the sampler's own, unless its row is there."""
+        if active_key(setting(self._base, params)) not in self._known:
+            self._ot_study.enqueue_trial(dict(params))
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next distinct setting, with its place in the table."""
+        for _ in range(MAX_REDRAWS):
+            trial = self._ot_study.ask()
+            self._space(trial)
+            key = active_key(setting(self._base, trial.params))
+            if key not in self._known:
+                break
+            values = self._known[key]
+            state = TrialState.COMPLETE if values else TrialState.FAIL
+            self._ot_study.tell(trial, values, state=state)
+        else:
+            return str(Searcher.FINISHED)
+        self._known[key] = None
+        self._keys[trial_id] = key
+        self._ot_trials[trial_id] = trial
+        self.next_order += 1
+        return {"params": dict(trial.params), "order": self.next_order - 1}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell Optuna COMPLETE with finite values, else FAIL: a NaN is no result."""
+        trial = self._ot_trials.get(trial_id)
+        if trial is None or trial_id in self._completed_trials:
+            return
+        values = [result.get(name) for name in OBJECTIVES] if result and not error else []
+        good = bool(values) and all(value is not None and value == value for value in values)
+        state = TrialState.COMPLETE if good else TrialState.FAIL
+        self._ot_study.tell(trial, values if good else None, state=state)
+        if good:
+            self._known[self._keys[trial_id]] = [float(value) for value in values if value]
+        self._completed_trials.add(trial_id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """One search over one model."""
+
+    directory: str  # sweep directory
+    pipeline: str  # pipeline directory
+    space: dict[str, BaseDistribution]
+    base: SamplerConfig  # what the space leaves alone
+    first: list[dict[str, Any]]  # settings tried first
+    trials: int  # rows in all
+    evaluation: EvaluationConfig
+    slots: int  # trials at once
+    threads: int = 1  # of a trial on a CPU
+
+
+class SamplerTrial(tune.Trainable):  # type: ignore[misc]
+    """A trial; its actor keeps the model for the trials after it."""
+
+    def setup(self, config: dict[str, Any], search: Search, model: str) -> None:
+        """Load model, real images and extractor, once."""
+        import torch
+
+        if search.evaluation.device == "cpu":
+            torch.set_num_threads(search.threads)
+        self.search = search
+        self.evaluator = Evaluator(Path(search.pipeline), search.evaluation)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial's settings."""
+        self.config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Evaluate one setting into its row."""
+        directory = Path(self.search.directory)
+        config = setting(self.search.base, self.config["params"])
+        key = self.evaluator.key(config)
+        grid = directory / "grids" / f"{key}.png"
+        row = self.evaluator.trial(config, order=self.config["order"], grid=grid)
+        write_row(directory, row)
+        values = to_json(row)
+        objectives = {name: values[name] for name in OBJECTIVES}
+        finite = {n: float("nan") if v is None else v for n, v in objectives.items()}
+        return {**values, **finite, "done": True}
+
+
+class _Rows(tune.Callback):  # type: ignore[misc]
+    """Hands each finished row to the driver."""
+
+    def __init__(self, on_row: Callable[[dict[str, Any]], None]) -> None:
+        self._on_row = on_row
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Show the row of a finished trial."""
+        if trial.last_result and "key" in trial.last_result:
+            self._on_row(trial.last_result)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_on_row": _ignore}  # Tune pickles callbacks into its snapshot
+
+
+def _ignore(row: dict[str, Any]) -> None:
+    pass
+
+
+def trial_rows(directory: Path) -> list[dict[str, Any]]:
+    """The finished trials of a sweep directory."""
+    return [row for row in read_rows(directory) if row["kind"] == "trial"]
+
+
+def run_search(search: Search, on_row: Callable[[dict[str, Any]], None]) -> bool:
+    """Search until ``search.trials`` distinct rows exist. Ray must be connected.
+
+    Returns:
+        False where the space has no further distinct setting.
+
+    Raises:
+        KeyboardInterrupt: as pressed; finished rows are on disk.
+        UserError: the space names an unknown setting, or all trials died.
+    """
+    check_space(search.space, search.base)
+    directory = Path(search.directory)
+    before = trial_rows(directory)
+    missing = search.trials - len(before)
+    if missing <= 0:
+        return True
+    sampler = optuna.samplers.TPESampler(
+        seed=search.evaluation.seed + len(before), multivariate=True, group=True,
+        constant_liar=True, n_startup_trials=max(10, len(search.first)),
+    )  # fmt: skip
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    algorithm = RowSearch(search.space, search.base, sampler)
+    for row in before:
+        algorithm.tell_row(row)
+    for params in search.first:
+        algorithm.ask_first(params)
+    scratch = directory / ".tune"
+    shutil.rmtree(scratch, ignore_errors=True)
+    gpus = 1.0 if search.evaluation.device.startswith("cuda") else 0.0
+    trainable = tune.with_resources(
+        tune.with_parameters(SamplerTrial, search=search, model=search.pipeline),
+        {"CPU": search.threads, "GPU": gpus},
+    )
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # or Ctrl-C looks like a finished search
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=algorithm,
+            num_samples=missing,
+            max_concurrent_trials=search.slots + 2,  # or reused actors run one after the other
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=str(scratch.resolve()),
+            callbacks=[_Rows(on_row)],
+            failure_config=tune.FailureConfig(max_failures=1),
+            verbose=0,
+        ),
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        results = tuner.fit()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        shutil.rmtree(scratch, ignore_errors=True)
+    if results.num_errors:
+        raise UserError(
+            f"{results.num_errors} trials died: {results.errors[0]}; give the command again to "
+            "go on from the finished rows"
+        )
+    return len(trial_rows(directory)) >= search.trials

@@ -1,0 +1,270 @@
+"""Training on Ray Train: what one worker does, and the driver that starts and watches runs.
+
+A :class:`Job` is everything a worker needs, by value and by path. The worker runs the science's
+plain loop (:func:`srdd.train.loop.fit`) on its slice of each global batch. One Ray Train run a
+run directory: the same name resumes from the last checkpoint that Ray registered.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, prepare_model
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from srdd.classifier import ClassifierConfig
+from srdd.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
+from srdd.errors import UserError
+from srdd.pipeline import load_tokenizer
+from srdd.train.classifier import ClassifierTask
+from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
+from srdd.train.loop import Batch, Reduce, Task, fit
+from srdd.train.tokenizer import TokenizerTask
+from srdd.train.transformer import TransformerTask
+from srdd_platform.codes import load_codes
+from srdd_platform.data import GlobalBatchSampler, Sample, ShardDataset
+from srdd_platform.files import digest, read_json, write_json
+from srdd_platform.runs import append_metrics, cut_metrics, model_dir
+from srdd_platform.validation import validate
+
+Kind = Literal["tokenizer", "transformer", "classifier"]
+SEED_IMAGES = 256  # whose latents seed the codebook
+KEEP_CHECKPOINTS = 2
+MAX_FAILURES = 3  # lost workers; an error that repeats is not retried
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One training. ``settings`` decide the result, the rest does not."""
+
+    kind: Kind
+    run: str  # run directory
+    data: str  # shard directory
+    settings: dict[str, Any]  # model, loss, optim (and more by kind), as JSON
+    tokenizer: str = ""  # run or model directory, for transformers
+    codes: str = ""  # code shards, for transformers
+    workers: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1  # of a CPU worker
+    checkpoint_every: int = 50
+    log_every: int = 10
+
+    @property
+    def steps(self) -> int:
+        """Optimizer updates in all."""
+        return int(self.settings["optim"]["steps"])
+
+    @property
+    def config_hash(self) -> str:
+        """Names the settings; a checkpoint carries it."""
+        return digest({"kind": self.kind, **self.settings})
+
+
+def build_task(job: Job) -> Task:
+    """The task of a job, freshly initialised."""
+    settings = job.settings
+    optim = from_dict(OptimConfig, settings["optim"], "optim")
+    if job.kind == "tokenizer":
+        model = from_dict(TokenizerConfig, settings["model"], "tokenizer")
+        return TokenizerTask(model, from_dict(TokenizerLossConfig, settings["loss"], "loss"), optim)
+    if job.kind == "transformer":
+        return TransformerTask(
+            from_dict(TransformerConfig, settings["model"], "transformer"),
+            from_dict(TransformerLossConfig, settings["loss"], "loss"),
+            optim,
+            load_tokenizer(model_dir(Path(job.tokenizer))),
+            init_gate=settings["init_gate"],
+        )
+    return ClassifierTask(from_dict(ClassifierConfig, settings["model"], "classifier"), optim)
+
+
+class Workers:
+    """All workers of the run; what they must agree on goes through here."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world = context.get_world_size()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The elementwise sum over workers."""
+        if self.world == 1:
+            return tensor
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+    labels = torch.tensor([sample["label"] for sample in samples])
+    index = torch.tensor([sample["index"] for sample in samples])
+    return torch.stack([sample["image"] for sample in samples]), labels, index
+
+
+def batches(job: Job, reduce: Reduce, first_step: int, device: torch.device) -> Iterator[Batch]:
+    """This worker's slices of the global batches from ``first_step`` on."""
+    optim = from_dict(OptimConfig, job.settings["optim"], "optim")
+    images = ShardDataset(Path(job.data), "train") if job.kind != "transformer" else None
+    codes, labels = (
+        load_codes(Path(job.codes), "train") if images is None else (torch.empty(0), torch.empty(0))
+    )
+    sampler = GlobalBatchSampler(
+        len(images) if images is not None else len(codes),
+        optim.batch_size,
+        seed=optim.seed,
+        first_step=first_step,
+        last_step=optim.steps,
+        rank=reduce.rank,
+        world=reduce.world,
+    )
+    if images is not None:
+        loader = DataLoader(images, batch_sampler=sampler, collate_fn=_collate)
+        for inputs, labels_b, index_b in loader:
+            moved = (inputs.to(device), labels_b.to(device), index_b.to(device))
+            yield Batch(*moved, optim.batch_size)
+    else:
+        for rows in sampler:
+            index = torch.tensor(rows)
+            chosen = (codes[index].long().to(device), labels[index].to(device), index.to(device))
+            yield Batch(*chosen, optim.batch_size)
+
+
+def worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs. ``config`` is a :class:`Job` as a dict."""
+    job = Job(**config)
+    if job.device == "cpu":
+        torch.set_num_threads(job.threads)
+    reduce = Workers()
+    run, device = Path(job.run), torch.device(job.device)
+    task = build_task(job)
+    task.module.to(device)
+    resume = _load_checkpoint(job)
+    if resume is None and isinstance(task, TokenizerTask):
+        images = ShardDataset(Path(job.data), "train")
+        seeds = [images[i]["image"] for i in range(min(SEED_IMAGES, len(images)))]
+        task.seed_codebook(torch.stack(seeds).to(device))
+    if reduce.rank == 0:
+        cut_metrics(run, int(resume["step"]) if resume else 0)
+
+    def on_log(step: int, metrics: dict[str, float]) -> None:
+        if reduce.rank == 0:
+            append_metrics(run, step, metrics)
+
+    def on_checkpoint(step: int, state: dict[str, Any]) -> None:
+        name = f"step_{step:06d}"
+        with tempfile.TemporaryDirectory() as directory:
+            checkpoint = None
+            if reduce.rank == 0:
+                torch.save(state, Path(directory) / "state.pt")
+                manifest = {"step": step, "config": job.config_hash, "world": reduce.world}
+                write_json(Path(directory) / "manifest.json", manifest)
+                checkpoint = Checkpoint.from_directory(directory)
+            ray.train.report(
+                {"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name
+            )  # every worker reports: it is a barrier
+
+    def wrap(module: nn.Module) -> nn.Module:
+        if reduce.world == 1:
+            return module
+        distributed: nn.Module = prepare_model(
+            module, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
+        return distributed
+
+    try:
+        fit(
+            task,
+            from_dict(OptimConfig, job.settings["optim"], "optim"),
+            lambda step: batches(job, reduce, step, device),
+            resume=resume,
+            wrap=wrap,
+            reduce=reduce,
+            log_every=job.log_every,
+            on_log=on_log,
+            checkpoint_every=job.checkpoint_every,
+            on_checkpoint=on_checkpoint,
+        )
+        if reduce.rank == 0:
+            write_json(run / "validation.json", validate(task, Path(job.data), job.codes, device))
+    except (FloatingPointError, UserError) as error:  # would only repeat: no retry
+        if reduce.rank == 0:
+            write_json(run / "failure.json", {"error": str(error)})
+
+
+def _load_checkpoint(job: Job) -> dict[str, Any] | None:
+    """The state of the last checkpoint that Ray registered, if any."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as directory:
+        return read_state(Path(directory), job)
+
+
+def read_state(directory: Path, job: Job) -> dict[str, Any]:
+    """A checkpoint's state.
+
+    Raises:
+        UserError: it belongs to another configuration.
+    """
+    if read_json(directory / "manifest.json")["config"] != job.config_hash:
+        raise UserError(f"{directory} is a checkpoint of another configuration")
+    state: dict[str, Any] = torch.load(
+        directory / "state.pt", map_location="cpu", weights_only=True
+    )
+    return state
+
+
+def run_training(job: Job) -> str:
+    """Run a job under Ray Train, blocking; returns the directory of the last checkpoint.
+
+    Runs in a Ray task, so that several trainings share one driver.
+    """
+    resources = {"CPU": float(job.threads)} | ({"GPU": 1.0} if job.device == "cuda" else {})
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=asdict(job),
+        scaling_config=ScalingConfig(
+            num_workers=job.workers,
+            use_gpu=job.device == "cuda",
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=str(Path(job.run).resolve()),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES,
+                controller_failure_limit=MAX_FAILURES,
+            ),
+        ),
+    )
+    result = trainer.fit()
+    if result.checkpoint is None:
+        raise UserError(failure(job) or f"{job.run}: training ended without a checkpoint")
+    return str(result.checkpoint.path)
+
+
+def failure(job: Job) -> str | None:
+    """Why a job stopped for good, if it did."""
+    path = Path(job.run) / "failure.json"
+    return f"{job.run}: {read_json(path)['error']}" if path.exists() else None
+
+
+def transformer_settings(
+    model: TransformerConfig, loss: TransformerLossConfig, optim: OptimConfig, init_gate: float
+) -> dict[str, Any]:
+    """The settings of a transformer's job."""
+    return {
+        "model": to_dict(model),
+        "loss": to_dict(loss),
+        "optim": to_dict(optim),
+        "init_gate": init_gate,
+    }

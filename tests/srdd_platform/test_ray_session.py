@@ -1,0 +1,175 @@
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from srdd.errors import UserError
+from srdd_platform import ray_session as module
+from srdd_platform.ray_session import STARTUP_TIMEOUT, Session, session
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Ray replaced by a recorder; ``failures`` are raised by the next starts, one each."""
+    fake = SimpleNamespace(up=False, starts=[], environments=[], failures=[])
+
+    def init(**options: Any) -> SimpleNamespace:
+        if not options.get("ignore_reinit_error"):
+            fake.starts.append(options)
+            fake.environments.append(dict(os.environ))
+            if fake.failures:
+                raise fake.failures.pop(0)
+            fake.up = True
+        return SimpleNamespace(dashboard_url="127.0.0.1:8265")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: setattr(fake, "up", False))
+    monkeypatch.setattr(ray, "is_initialized", lambda: fake.up)
+    return fake
+
+
+def test_a_slow_start_is_tried_again(fake_ray: SimpleNamespace) -> None:
+    fake_ray.failures = [Exception(f"{STARTUP_TIMEOUT}. This could happen because")] * 2
+    with session(num_cpus=2) as cluster:
+        assert fake_ray.up
+        assert cluster == Session(dashboard_url="http://127.0.0.1:8265", local=True)
+    assert len(fake_ray.starts) == 3
+    assert not fake_ray.up
+
+
+def test_a_start_that_never_succeeds_is_given_up(fake_ray: SimpleNamespace) -> None:
+    fake_ray.failures = [Exception(STARTUP_TIMEOUT) for _ in range(9)]
+    with pytest.raises(UserError, match="3 tries"), session():
+        pytest.fail("entered without a cluster")
+    assert len(fake_ray.starts) == 3
+
+
+def test_another_failure_is_not_retried(fake_ray: SimpleNamespace) -> None:
+    fake_ray.failures = [OSError("No space left on device")]
+    with pytest.raises(OSError, match="No space left"), session():
+        pytest.fail("entered without a cluster")
+    assert len(fake_ray.starts) == 1
+
+
+def test_an_interrupt_shuts_a_local_ray_down(fake_ray: SimpleNamespace) -> None:
+    def interrupted() -> None:
+        with session():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not fake_ray.up
+
+
+def test_a_running_ray_is_reused_and_left_up(fake_ray: SimpleNamespace) -> None:
+    fake_ray.up = True
+    with session() as cluster:
+        assert not cluster.local
+    assert fake_ray.up
+    assert not fake_ray.starts
+
+
+def test_a_local_start_is_small_private_and_leaves_no_trace(
+    fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_worker_niceness", "11")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.delenv(module.OBJECT_STORE_VARIABLE, raising=False)
+    before = dict(os.environ)
+    with session():
+        pass
+    (options,), (seen,) = fake_ray.starts, fake_ray.environments
+    assert options["address"] == "local"  # never a cluster that RAY_ADDRESS happens to name
+    assert options["dashboard_host"] == "127.0.0.1"
+    assert options["object_store_memory"] == 256 * 2**20
+    assert seen["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert seen["RAY_worker_niceness"] == "11"  # the user's own choice stands
+    assert dict(os.environ) == before
+
+
+def test_the_object_store_is_the_users_to_size(
+    fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(module.OBJECT_STORE_VARIABLE, str(2**30))
+    with session():
+        assert fake_ray.starts[0]["object_store_memory"] is None
+
+
+@pytest.mark.parametrize("address", ["", "head", "http://head:8265", "ray://head:10001"])
+def test_an_address_of_another_form_is_refused(fake_ray: SimpleNamespace, address: str) -> None:
+    with pytest.raises(UserError, match="HOST:PORT"), session(address):
+        pytest.fail("joined nothing")
+    assert not fake_ray.starts
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_an_address_where_nothing_answers_is_refused(
+    fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, by_variable: bool
+) -> None:
+    monkeypatch.setattr(module, "JOIN_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with (
+        pytest.raises(UserError, match=r"^no Ray cluster answers at 127\.0\.0\.1:1$"),
+        session("auto" if by_variable else "127.0.0.1:1"),
+    ):
+        pytest.fail("joined nothing")
+    assert not fake_ray.starts  # Ray itself would have tried for minutes
+
+
+def test_a_refusal_by_ray_is_one_line(
+    fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_answers", lambda address: True)
+    fake_ray.failures = [RuntimeError("Version mismatch:\n  Ray: 2.55\n  Python: 3.12")]
+    with pytest.raises(UserError) as caught, session("head:6379"):
+        pytest.fail("joined nothing")
+    assert str(caught.value) == (
+        "cannot join the Ray cluster at head:6379: Version mismatch: Ray: 2.55 Python: 3.12"
+    )
+
+
+@pytest.mark.parametrize("num_cpus", [0, -2])
+def test_a_ray_without_cpus_is_refused(fake_ray: SimpleNamespace, num_cpus: int) -> None:
+    with pytest.raises(UserError, match=f"at least 1 CPU, got {num_cpus}"), session(None, num_cpus):
+        pytest.fail("started")
+
+
+def test_workers_that_an_autoscaler_may_start_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    cluster = Session(dashboard_url="", local=False)
+    monkeypatch.setattr(module, "_autoscaler_limits", lambda: {})
+    with pytest.raises(
+        UserError, match=r"^0 CPUs and 1 GPU needed, but .* has 4 CPUs and 0 GPUs: ask for less"
+    ):
+        cluster.require(gpus=1)
+    monkeypatch.setattr(module, "_autoscaler_limits", lambda: {"CPU": 2, "GPU": 4})
+    cluster.require(cpus=4, gpus=4)
+    with pytest.raises(UserError, match="5 GPUs needed"):
+        cluster.require(gpus=5)
+
+
+@pytest.mark.ray
+def test_the_cluster_says_what_it_has(ray_session: Session) -> None:
+    assert ray_session.dashboard_url.startswith("http://127.0.0.1:")
+    assert ray_session.total["CPU"] == 2
+    ray_session.require(cpus=2)
+    with pytest.raises(UserError, match="3 CPUs and 0 GPUs needed, but the Ray cluster has 2 CPUs"):
+        ray_session.require(cpus=3)
+
+
+@pytest.mark.ray
+def test_another_process_joins_and_leaves_the_cluster_up(ray_session: Session) -> None:
+    address = ray.get_runtime_context().gcs_address
+    code = (
+        "import sys; from srdd_platform.ray_session import session\n"
+        "with session(sys.argv[1]) as s: print(s.local, s.total['CPU'], s.dashboard_url)"
+    )
+    joined = subprocess.run(
+        [sys.executable, "-c", code, address], capture_output=True, text=True, check=True
+    )
+    assert joined.stdout.split() == ["False", "2.0", ray_session.dashboard_url]
+    assert ray_session.total["CPU"] == 2
