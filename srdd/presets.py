@@ -27,18 +27,18 @@ def digits() -> Preset:
     patch_nums = (1, 2, 3, 4)
     return Preset(
         tokenizer=TokenizerConfig(
-            resolution=16, patch_nums=patch_nums, vocab_size=256, z_channels=16,
+            resolution=16, patch_nums=patch_nums, vocab_size=128, z_channels=16,
             ch=16, ch_mult=(1, 2, 2), num_res_blocks=1,
         ),
         tokenizer_loss=TokenizerLossConfig(),
-        tokenizer_optim=OptimConfig(steps=500, lr=2e-3, weight_decay=0.0),
+        tokenizer_optim=OptimConfig(steps=600, lr=3e-3, weight_decay=0.0),
         transformer=TransformerConfig(
             patch_nums=patch_nums, num_classes=10, depth=4, width=128, num_heads=4,
-            vocab_size=256, z_channels=16,
+            vocab_size=128, z_channels=16,
         ),
         transformer_loss=TransformerLossConfig(label_drop=0.1),
-        transformer_optim=OptimConfig(steps=800, lr=1e-3),
-        init_gate=1e-3,
+        transformer_optim=OptimConfig(steps=500, lr=2e-3, weight_decay=0.1),
+        init_gate=0.5,
         classifier_optim=OptimConfig(steps=300, lr=2e-3, weight_decay=0.01),
         checkpoint_every=50,
     )  # fmt: skip

@@ -99,7 +99,8 @@ class ScaleTransformer(nn.Module):
         self.word_embed = RowLinear(config.z_channels, width)
         if config.shared_aln:
             self.shared_ada_lin = RowLinear(width, 6 * width)
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        last = max(1, config.depth - 1)
+        rates = [config.drop_path * depth / last for depth in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.head_ada = RowLinear(width, 2 * width)
         self.head = RowLinear(width, config.vocab_size)

@@ -194,12 +194,10 @@ class Evaluator:
         }
 
     def judge(
-        self, images: Tensor, labels: Tensor, *, name: str, order: int, grid: Path | None = None
+        self, images: Tensor, labels: Tensor, *, key: str, name: str, order: int, grid: Path
     ) -> Row:
         """A reference row of given images, uint8 [n, 3, R, R]: real ones or reconstructions."""
-        key = digest({"name": name, "extractor": self.extractor.name, "model": self.model})
-        if grid is not None:
-            grid_png(images[:GRID_IMAGES], grid.with_name(f"{key}.png"))
+        grid_png(images[:GRID_IMAGES], grid)
         measured = self._measure(self.extractor(images), labels)
         return self._row(
             key=key, kind="reference", name=name, order=order, n=len(images), **measured

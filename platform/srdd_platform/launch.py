@@ -139,8 +139,13 @@ def is_finished(run: Path) -> bool:
     return (run / "model").is_dir()
 
 
-def train(jobs: Sequence[Job], session: Session, console: Console) -> None:
+def train(jobs: Sequence[Job], session: Session | None, console: Console) -> None:
     """Train the jobs side by side and write each one's ``model/``. Finished ones are left alone.
+
+    Args:
+        jobs: what to train.
+        session: Ray; None will do where all jobs are finished.
+        console: where progress shows.
 
     Raises:
         UserError: a directory is taken, the cluster is too small, or a training cannot go on.
@@ -155,6 +160,9 @@ def train(jobs: Sequence[Job], session: Session, console: Console) -> None:
             held = open_run(Path(job.run), f"train {job.kind}", job.settings, runtime)
             stack.enter_context(held)
         todo = [job for job in jobs if not is_finished(Path(job.run))]
+        if not todo:
+            return
+        assert session is not None, "a training needs Ray"
         for job in todo:
             (Path(job.run) / "failure.json").unlink(missing_ok=True)
             session.require(

@@ -102,10 +102,18 @@ def _claim(directory: Path, kind: str, settings: dict[str, Any], runtime: dict[s
             )
         if before["runtime"] == runtime:
             return
-    value = {"kind": kind, "code": code_version(), "settings": settings, "runtime": runtime}
-    if path.exists():
-        value["code"] = read_json(path)["code"]
-    write_json(path, value)
+        write_json(path, {**before, "runtime": runtime})
+        return
+    write_json(
+        path, {"kind": kind, "code": code_version(), "settings": settings, "runtime": runtime}
+    )
+
+
+def note(directory: Path, key: str, value: Any) -> None:
+    """Add to a run's ``config.json`` what only became known on the way; said once, it stays."""
+    config = read_json(directory / CONFIG)
+    if key not in config:
+        write_json(directory / CONFIG, {**config, key: value})
 
 
 def model_dir(path: Path) -> Path:

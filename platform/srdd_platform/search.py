@@ -7,6 +7,7 @@ is missing and nothing else. Neither Optuna's study nor Tune's own snapshot outl
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -181,7 +182,7 @@ class Search:
 class SamplerTrial(tune.Trainable):  # type: ignore[misc]
     """A trial; its actor keeps the model for the trials after it."""
 
-    def setup(self, config: dict[str, Any], search: Search, model: str) -> None:
+    def setup(self, config: dict[str, Any], search: Search) -> None:
         """Load model, real images and extractor, once."""
         import torch
 
@@ -189,6 +190,18 @@ class SamplerTrial(tune.Trainable):  # type: ignore[misc]
             torch.set_num_threads(search.threads)
         self.search = search
         self.evaluator = Evaluator(Path(search.pipeline), search.evaluation)
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """What a trial holds; the driver writes it into every trial's configuration."""
+        return tune.PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Nothing to keep: the row is on disk."""
+        return {}
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial's settings."""
@@ -249,6 +262,7 @@ def run_search(search: Search, on_row: Callable[[dict[str, Any]], None]) -> bool
     missing = search.trials - len(before)
     if missing <= 0:
         return True
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     sampler = optuna.samplers.TPESampler(
         seed=search.evaluation.seed + len(before), multivariate=True, group=True,
         constant_liar=True, n_startup_trials=max(10, len(search.first)),
@@ -262,13 +276,11 @@ def run_search(search: Search, on_row: Callable[[dict[str, Any]], None]) -> bool
     scratch = directory / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)
     gpus = 1.0 if search.evaluation.device.startswith("cuda") else 0.0
-    trainable = tune.with_resources(
-        tune.with_parameters(SamplerTrial, search=search, model=search.pipeline),
-        {"CPU": search.threads, "GPU": gpus},
-    )
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # or Ctrl-C looks like a finished search
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # our table instead of a box for every trial
     tuner = tune.Tuner(
-        trainable,
+        tune.with_parameters(SamplerTrial, search=search),
+        param_space={"cpus": search.threads, "gpus": gpus},
         tune_config=tune.TuneConfig(
             search_alg=algorithm,
             num_samples=missing,

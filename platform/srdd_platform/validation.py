@@ -7,7 +7,7 @@ from torch import Tensor
 
 from srdd.train.classifier import ClassifierTask
 from srdd.train.loop import Task
-from srdd.train.tokenizer import TokenizerTask, to_float
+from srdd.train.tokenizer import TokenizerTask, codebook_usage, to_float
 from srdd.train.transformer import TransformerTask, nll_per_scale
 from srdd_platform.codes import load_codes
 from srdd_platform.data import ShardDataset
@@ -56,10 +56,9 @@ def _tokenizer(task: TokenizerTask, images: Tensor, device: torch.device) -> dic
     all_codes, vocab = torch.cat(codes), tokenizer.config.vocab_size
     schedule = tokenizer.schedule
     for side, (begin, end) in zip(schedule.patch_nums, schedule.spans, strict=True):
-        counts = torch.bincount(all_codes[:, begin:end].flatten(), minlength=vocab).double()
-        share = counts / counts.sum()
-        found[f"usage_{side}x{side}"] = float((counts > 0).double().mean())
-        found[f"perplexity_{side}x{side}"] = float(torch.special.entr(share).sum().exp())
+        counts_V = torch.bincount(all_codes[:, begin:end].flatten(), minlength=vocab)
+        usage, perplexity = codebook_usage(counts_V)
+        found |= {f"usage_{side}x{side}": usage, f"perplexity_{side}x{side}": perplexity}
     return found
 
 

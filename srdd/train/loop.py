@@ -64,6 +64,10 @@ class Task(Protocol):
         """Upkeep after an update, the same on every worker."""
         ...
 
+    def metrics(self, reduce: Reduce) -> dict[str, float]:
+        """More to log, over all workers."""
+        ...
+
     def state_dict(self, reduce: Reduce) -> dict[str, Tensor]:
         """State beyond module and optimizer, the same on every worker."""
         ...
@@ -144,7 +148,7 @@ def fit(
             names = sorted(metrics)
             own = torch.stack([metrics[name].detach().double() for name in names])
             means = reduce.sum(own * (share / reduce.world)).tolist()
-            logged = dict(zip(names, means, strict=True))
+            logged = {**dict(zip(names, means, strict=True)), **task.metrics(reduce)}
             on_log(step, {**logged, "lr": lr_at(config, step - 1), "grad_norm": float(norm)})
         if step == config.steps or (checkpoint_every and step % checkpoint_every == 0):
             on_checkpoint(step, save_state(task, optimizer, step, reduce))

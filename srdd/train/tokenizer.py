@@ -99,6 +99,15 @@ class TokenizerTask:
         rows = reduce.sum(torch.where(mine[:, None], rows, 0.0))
         self.tokenizer.quantizer.codebook.weight[dead] = rows
 
+    def metrics(self, reduce: Reduce) -> dict[str, float]:
+        """How each scale uses the codebook since the last restart."""
+        used_SV = reduce.sum(self.module.used_SV)
+        found = {}
+        for side, used_V in zip(self.tokenizer.schedule.patch_nums, used_SV, strict=True):
+            usage, perplexity = codebook_usage(used_V)
+            found |= {f"usage_{side}x{side}": usage, f"perplexity_{side}x{side}": perplexity}
+        return found
+
     def state_dict(self, reduce: Reduce) -> dict[str, Tensor]:
         """How often each code was used since the last restart, by all workers."""
         used_SV = reduce.sum(self.module.used_SV.clone())
@@ -109,6 +118,13 @@ class TokenizerTask:
         """The first worker goes on with the counts, the others from zero."""
         own = state["used_SV"] if reduce.rank == 0 else torch.zeros_like(state["used_SV"])
         self.module.used_SV.copy_(own)
+
+
+def codebook_usage(counts_V: Tensor) -> tuple[float, float]:
+    """The share of codes used at all, and the perplexity of their use: V if all are used alike."""
+    share_V = counts_V.double() / counts_V.sum().clamp_min(1)
+    used = (counts_V > 0).double().mean()
+    return float(used), float(torch.special.entr(share_V).sum().exp())
 
 
 def _shape(f: Tensor, tokenizer: Tokenizer) -> Tensor:

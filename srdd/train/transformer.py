@@ -111,6 +111,10 @@ class TransformerTask:
     def after_step(self, batch: Batch, step: int, reduce: Reduce) -> None:
         """Nothing to keep up."""
 
+    def metrics(self, reduce: Reduce) -> dict[str, float]:
+        """Nothing beyond the loss."""
+        return {}
+
     def state_dict(self, reduce: Reduce) -> dict[str, Tensor]:
         """Nothing beyond the module."""
         return {}

@@ -39,6 +39,12 @@ class SweepData:
     config: dict[str, Any]
     grids: frozenset[str]  # keys that have a grids/KEY.png
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the figures read of the configuration: its settings, and what a sweep noted."""
+        settings = self.config.get("settings")
+        return {**(settings if isinstance(settings, dict) else {}), **self.config}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostAxis:
@@ -281,7 +287,7 @@ def overview(sweep: SweepData) -> Overview:
         fixed={n: number(v[0]) for n, v in seen.items() if len(v) == 1 and v[0] is not None},
         extractors=sorted({row["extractor"] for row in sweep.rows if row["extractor"]}),
         best=ranked[0] if ranked else None,
-        best_rule=str(sweep.config.get("best_rule") or "lowest FID"),
+        best_rule=str(sweep.facts.get("best_rule") or "lowest FID"),
     )
 
 

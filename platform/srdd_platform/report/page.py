@@ -173,7 +173,7 @@ def section(sweep: SweepData, protocol: Protocol, index: int) -> Section:
             if row["kind"] == "reference"
             or axis.fingerprint in (None, fingerprint_text(row))  # one device and dtype a figure
         ]
-        info = frontier_info(same_place, axis, sweep.config)
+        info = frontier_info(same_place, axis, sweep.facts)
         view = View(
             title=axis.title,
             figure=draw(draw_frontier(info), f"frontier-{index}-{number_of_axis}"),
@@ -183,7 +183,7 @@ def section(sweep: SweepData, protocol: Protocol, index: int) -> Section:
         )
         frontiers.append(view)
     threshold = View(title="FID against threshold")
-    lines = threshold_info(rows, sweep.config)
+    lines = threshold_info(rows, sweep.facts)
     if lines is None:
         threshold.notes = ["The configuration names no grid of thresholds: no figure."]
     else:

@@ -1,0 +1,314 @@
+"""The command line: ``srdd``, built from typed dataclasses."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import tyro
+from optuna.distributions import BaseDistribution
+from rich.console import Console
+from rich.progress import Progress
+
+from srdd.errors import UserError
+from srdd.masks import Mask
+from srdd.presets import get_preset
+from srdd_platform.sweep import Grid, SweepArgs, run_sweep
+
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataPrepare:
+    """Write images as WebDataset shards with a manifest."""
+
+    source: Literal["digits", "folder"]  # scikit-learn's digits, or a class/image tree
+    resolution: int  # pixels a side: images are resized and centre-cropped
+    out: Path  # shard directory
+    path: Path | None = None  # the tree; train/ and test/ above the classes are its split
+    seed: int = 0  # of the order, and of the split where the tree has none
+    max_bad: int | None = None  # unreadable images before giving up; default 1 %, at least 10
+
+    def run(self, console: Console) -> None:
+        """Prepare, with a progress bar."""
+        from srdd_platform.data import prepare
+
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("images")
+            manifest = prepare(
+                source=self.source, path=self.path, resolution=self.resolution, out=self.out,
+                seed=self.seed, max_bad=self.max_bad,
+                progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            )  # fmt: skip
+        sizes = ", ".join(f"{name} {split.num}" for name, split in manifest.splits.items())
+        console.print(f"{self.out}: {len(manifest.classes)} classes, {sizes} images")
+        for skipped in manifest.skipped:
+            console.print(f"skipped {skipped.origin}: {skipped.reason}", style="yellow")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataEncode:
+    """Extract every image's codes, once for both masks."""
+
+    data: Path  # shard directory
+    tokenizer: Path  # run directory of a finished tokenizer
+    address: str | None = None  # an existing Ray cluster
+
+    def run(self, console: Console) -> None:
+        """Encode under Ray."""
+        from srdd_platform.codes import codes_dir, encode
+        from srdd_platform.ray_session import session
+
+        directory = codes_dir(self.data, self.tokenizer)
+        if not (directory / "manifest.json").exists():
+            with session(self.address):
+                encode(self.data, self.tokenizer)
+        console.print(f"Codes: {directory}", soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainOptions:
+    """What every training takes."""
+
+    data: Path  # shard directory
+    out: Path  # run directory; the same command again resumes it
+    preset: str = "digits"
+    workers: int = 1  # Ray Train workers; the batch size is global, whatever their number
+    max_steps: int | None = None  # optimizer updates, instead of the preset's
+    batch_size: int | None = None  # instead of the preset's
+    lr: float | None = None  # instead of the preset's
+    seed: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1  # of a CPU worker
+    checkpoint_every: int | None = None  # steps, instead of the preset's
+    address: str | None = None  # an existing Ray cluster (host:port or auto); else a local one
+
+    def train(
+        self, kind: Literal["tokenizer", "transformer", "classifier"], console: Console, **more: Any
+    ) -> None:
+        """Train one model under Ray."""
+        from srdd_platform.codes import encode
+        from srdd_platform.launch import Options, is_finished, make_job, train
+        from srdd_platform.ray_session import session
+
+        if self.workers < 1:
+            raise UserError(f"--workers must be positive, got {self.workers}")
+        options = Options(
+            workers=self.workers, max_steps=self.max_steps, batch_size=self.batch_size,
+            lr=self.lr, seed=self.seed, device=self.device, threads=self.threads,
+            checkpoint_every=self.checkpoint_every,
+        )  # fmt: skip
+        preset = get_preset(self.preset)
+        job = make_job(kind, preset, self.data, self.out, options, **more)
+        if is_finished(self.out):
+            train([job], None, console)  # refuses other settings
+            console.print(f"{self.out} is finished: {self.out / 'model'}", soft_wrap=True)
+            return
+        with session(self.address) as cluster:
+            if cluster.dashboard_url:
+                console.print(f"Ray dashboard: {cluster.dashboard_url}")
+            if kind == "transformer":
+                encode(self.data, more["tokenizer"])
+            train([job], cluster, console)
+        _print_validation(self.out, console)
+
+
+def _print_validation(run: Path, console: Console) -> None:
+    from srdd_platform.files import read_json
+
+    found = read_json(run / "validation.json")
+    text = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+    console.print(f"{run / 'model'}: held-out {text}", soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainTokenizer(TrainOptions):
+    """Train a multi-scale tokenizer."""
+
+    def run(self, console: Console) -> None:
+        """Train it."""
+        self.train("tokenizer", console)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainTransformer(TrainOptions):
+    """Train a transformer on a tokenizer's codes: VAR (block_causal) or SDD (markov)."""
+
+    tokenizer: Path  # run directory of a finished tokenizer
+    mask: Mask = "markov"
+
+    def run(self, console: Console) -> None:
+        """Train it, extracting codes where they are missing."""
+        self.train("transformer", console, tokenizer=self.tokenizer, mask=self.mask)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainClassifier(TrainOptions):
+    """Train the small classifier whose features measure FID on data that Inception ignores."""
+
+    def run(self, console: Console) -> None:
+        """Train it."""
+        self.train("classifier", console)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """Draw images: a grid (--out grid.png), or single PNGs with a table (--out DIR)."""
+
+    model: Path  # pipeline or run directory
+    out: Path
+    classes: str | None = None  # names or indices, "3,5"; they take turns; default all
+    num: int = 16  # images in all
+    seed: int = 0
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = 64
+    cfg: float | None = None  # guidance weight; this and the rest override the pipeline's
+    cfg_ramp: Literal["linear", "constant", "window"] | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    epsilon: float | None = None
+    refine_steps: int | None = None
+    resample: Literal["masked", "simple"] | None = None
+    resample_threshold: float | None = None
+    feedback: Literal["updated", "kept", "none"] | None = None
+    patch_nums: str | None = None  # "1,2,4": scales visited
+
+    def run(self, console: Console) -> None:
+        """Draw and write."""
+        from srdd_platform.draw import draw_to
+
+        draw_to(self, console)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Rebuild a sweep's report from its table, configuration and grids."""
+
+    directory: tyro.conf.Positional[Path]
+
+    def run(self, console: Console) -> None:
+        """Build it."""
+        from srdd_platform.report import build_report
+
+        console.print(f"Report: {build_report(self.directory)}", soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serve:
+    """Serve a pipeline over HTTP with Ray Serve."""
+
+    directory: tyro.conf.Positional[Path]  # pipeline or run directory
+    port: int = 8000
+    host: str = "127.0.0.1"
+    replicas: int = 1
+    max_batch: int = 32  # images that share a batch
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    address: str | None = None  # an existing Ray cluster (host:port or auto); else a local one
+
+    def run(self, console: Console) -> None:
+        """Serve until interrupted."""
+        from srdd_platform.serving import run
+
+        def ready(url: str) -> None:
+            console.print(f"Serving {self.directory} at {url}", soft_wrap=True)
+
+        run(
+            self.directory, host=self.host, port=self.port, address=self.address,
+            replicas=self.replicas, max_batch=self.max_batch, device=self.device,
+            dtype=self.dtype, ready=ready,
+        )  # fmt: skip
+
+
+_sub = tyro.conf.subcommand
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Prepare images, extract codes."""
+
+    command: Annotated[DataPrepare, _sub("prepare")] | Annotated[DataEncode, _sub("encode")]
+
+    def run(self, console: Console) -> None:
+        """Run the command chosen."""
+        self.command.run(console)
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train a model under Ray Train; the same command again resumes."""
+
+    command: (
+        Annotated[TrainTokenizer, _sub("tokenizer")]
+        | Annotated[TrainTransformer, _sub("transformer")]
+        | Annotated[TrainClassifier, _sub("classifier")]
+    )
+
+    def run(self, console: Console) -> None:
+        """Run the command chosen."""
+        self.command.run(console)
+
+
+Command = (
+    Annotated[Data, _sub("data")]
+    | Annotated[Train, _sub("train")]
+    | Annotated[Sample, _sub("sample")]
+    | Annotated[Report, _sub("report")]
+    | Annotated[Serve, _sub("serve")]
+)
+
+
+def guarded(action: Callable[[], None]) -> None:
+    """Run a command: wrong input ends in one line and exit 2, Ctrl-C in 130; bugs keep traces."""
+    try:
+        action()
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; give the same command again to go on", code=130)
+    except FloatingPointError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        os._exit(1)
+    except OSError as error:
+        if error.errno in _OUT_OF_SPACE:
+            _fail(f"no space left to write {error.filename or 'a file'}: nothing was half-written")
+        if isinstance(error, PermissionError):
+            _fail(f"no permission for {error.filename}")
+        raise
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    print(f"srdd: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main() -> None:
+    """The console script."""
+    guarded(_run_command)
+
+
+def _run_command() -> None:
+    command: Any = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="srdd",
+        description="Train, search, compare and serve scale-wise image generators.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    command.run(Console())
+
+
+def sweep_main(
+    name: str, space: Mapping[str, BaseDistribution], grid: Grid, doc: str | None
+) -> None:
+    """The main of a sweep script: parse its options and run it."""
+
+    def action() -> None:
+        args = tyro.cli(SweepArgs, description=doc)
+        run_sweep(name, space, grid, args, Console())
+
+    guarded(action)

@@ -1,0 +1,133 @@
+"""``srdd sample``: images of a pipeline as a grid, or as single PNGs with a table."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from srdd.config import SamplerConfig
+from srdd.errors import UserError
+from srdd.pipeline import Pipeline, load_pipeline
+from srdd.rng import image_seeds
+from srdd.sampling import sample
+from srdd_platform.files import atomic_path, write_bytes
+from srdd_platform.images import grid, to_png, to_uint8
+
+if TYPE_CHECKING:
+    from srdd_platform.cli import Sample
+
+SETTINGS = (
+    "cfg", "cfg_ramp", "top_k", "top_p", "epsilon", "refine_steps", "resample",
+    "resample_threshold", "feedback",
+)  # fmt: skip
+
+
+def resolve(command: "Sample", config: SamplerConfig) -> SamplerConfig:
+    """The pipeline's settings with those given on the command line."""
+    given = {name: getattr(command, name) for name in SETTINGS}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if command.patch_nums is not None:
+        changes["patch_nums"] = integers(command.patch_nums, "patch_nums")
+    return replace(config, **changes)
+
+
+def integers(text: str, name: str) -> tuple[int, ...]:
+    """Integers of "1,2,3".
+
+    Raises:
+        UserError: something else stands there.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{name} takes integers like 1,2,3, got {text!r}") from None
+
+
+def pick_labels(pipeline: Pipeline, classes: str | None, num: int) -> Tensor:
+    """Labels of ``num`` images: the classes take turns. int64 [num]."""
+    every = range(len(pipeline.class_names))
+    chosen = (
+        [pipeline.label(name.strip()) for name in classes.split(",")] if classes else list(every)
+    )
+    return torch.tensor([chosen[i % len(chosen)] for i in range(num)])
+
+
+def device(name: str) -> torch.device:
+    """A torch device that is there.
+
+    Raises:
+        UserError: the name is unknown, or this machine has none.
+    """
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"no device {name!r}: use cpu, cuda or cuda:1") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch finds no CUDA device here")
+    return found
+
+
+def draw_to(command: "Sample", console: Console) -> None:
+    """Draw images and write them.
+
+    Raises:
+        UserError: the model, a class or a setting is wrong.
+    """
+    if command.num < 1 or command.batch_size < 1:
+        raise UserError(f"--num and --batch-size must be positive, got {command.num}")
+    target = device(command.device)
+    pipeline = load_pipeline(command.model).to(target, getattr(torch, command.dtype))
+    config = resolve(command, pipeline.sampler)
+    labels = pick_labels(pipeline, command.classes, command.num)
+    seeds = image_seeds(command.seed, 0, command.num)
+    as_grid = command.out.suffix.lower() == ".png"
+    if not as_grid and command.out.exists() and not _ours(command.out):
+        raise UserError(f"{command.out} exists and holds no samples: give another directory")
+    images, nfe, gflops = [], 0.0, 0.0
+    for begin in range(0, command.num, command.batch_size):
+        rows = slice(begin, begin + command.batch_size)
+        result = sample(pipeline, labels[rows], config, seeds[rows])
+        images.append(to_uint8(result.images).cpu())
+        nfe += float(result.nfe.double().sum())
+        gflops += float(result.gflops.sum())
+    pixels = torch.cat(images)
+    if as_grid:
+        write_bytes(command.out, to_png(grid(pixels)))
+    else:
+        _write_directory(command.out, pixels, labels, seeds, pipeline.class_names)
+    console.print(
+        f"{command.out}: {command.num} images, {nfe / command.num:.1f} network evaluations and "
+        f"{gflops / command.num:.3g} GFLOPs each",
+        soft_wrap=True,
+    )
+
+
+def _ours(directory: Path) -> bool:
+    return directory.is_dir() and (
+        (directory / "samples.csv").exists() or not any(directory.iterdir())
+    )
+
+
+def _write_directory(
+    out: Path, pixels: Tensor, labels: Tensor, seeds: Tensor, names: Sequence[str]
+) -> None:
+    """One PNG an image and ``samples.csv``: the whole directory or nothing."""
+    with atomic_path(out) as directory:
+        directory.mkdir()
+        files = [f"{i:06d}.png" for i in range(len(pixels))]
+        for name, image in zip(files, pixels, strict=True):
+            (directory / name).write_bytes(to_png(image))
+        table = pd.DataFrame(
+            {
+                "file": files,
+                "label": labels.tolist(),
+                "class": [names[i] for i in labels.tolist()],
+                "seed": seeds.tolist(),
+            }
+        )
+        table.to_csv(directory / "samples.csv", index=False)

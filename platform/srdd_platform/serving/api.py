@@ -1,0 +1,301 @@
+"""The HTTP API over an :class:`Engine`: what a request may say and what it is answered.
+
+::
+
+    POST /v1/images/generations   {"class": 3, "n": 4, "seed": 7}: images as base64 PNG
+    GET  /v1/models               class names and settings
+    GET  /healthz                 200 once warm, 503 before and when the step loop has ended
+
+Equal requests that give a seed have equal ``data``, whatever they were drawn beside.
+"""
+
+import asyncio
+import base64
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+from torch import Tensor
+
+from srdd.pipeline import Pipeline
+from srdd.rng import image_seeds
+from srdd.sampling import visited
+from srdd_platform.images import to_png
+from srdd_platform.serving.engine import Engine, QueueFullError, SamplingError, StoppedError
+
+MAX_N = 64  # images a request
+MAX_BODY = 16 * 1024  # bytes
+SEEDS = 2**53  # a seed survives JSON and JavaScript
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Outcome = Literal["done", "refused", "failed", "cancelled"]
+Record = Callable[[Outcome, int, dict[str, float]], None]
+
+
+def _class_type(value: object) -> object:
+    """One message for both types; a union would name each of its branches as a field."""
+    if value is not None and type(value) not in (int, str):
+        raise PydanticCustomError("class_type", "Input should be an integer or a string")
+    return value
+
+
+class GenerationRequest(BaseModel):
+    """What to draw."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    class_: Annotated[int | str | None, BeforeValidator(_class_type)] = Field(
+        default=None,
+        alias="class",
+        description="a class's index or name; may be left out where the model has no classes",
+    )
+    n: int = Field(default=1, ge=1, le=MAX_N, description="number of images")
+    seed: int | None = Field(
+        default=None, ge=0, lt=SEEDS, description="of the first image; drawn if left out"
+    )
+    response_format: Literal["b64_json"] = "b64_json"
+
+
+class ImageData(BaseModel):
+    """One image, a function of its class, its seed and the settings."""
+
+    b64_json: str = Field(description="a PNG file in base64")
+    seed: int
+    class_: int = Field(serialization_alias="class")
+
+
+class Timing(BaseModel):
+    """How the request went; differs from call to call."""
+
+    queue_s: float
+    sample_s: float
+    encode_s: float
+    total_s: float
+    batch_images: int = Field(description="images in the largest batch shared, its own included")
+
+
+class GenerationResponse(BaseModel):
+    """Images, and how they were drawn."""
+
+    created: int = Field(description="Unix time")
+    data: list[ImageData]
+    settings: dict[str, Any]
+    timing: Timing
+
+
+def _field_error(kind: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": kind, "loc": ("body", "class"), "msg": message}])
+
+
+class Service:
+    """A pipeline and its engine, as the API's routes use them."""
+
+    def __init__(self, pipeline: Pipeline, engine: Engine, record: Record | None = None) -> None:
+        self.pipeline = pipeline
+        self.engine = engine
+        self._record = record
+        self._outcomes: Counter[str] = Counter()
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the images beside class and seed."""
+        model, sampler = self.pipeline.transformer, self.pipeline.sampler
+        return {
+            **sampler.active(),
+            "patch_nums": list(visited(model, sampler).patch_nums),
+            "mask": model.config.mask,
+            "resolution": self.pipeline.tokenizer.config.resolution,
+            "dtype": str(model.pos_embed.dtype).removeprefix("torch."),
+        }
+
+    def label(self, given: int | str | None) -> int:
+        """The index of a class given by index or name.
+
+        Raises:
+            RequestValidationError: there is no such class, or none was given.
+        """
+        names = self.pipeline.class_names
+        if given is None:
+            if self.pipeline.transformer.config.unconditional:
+                return 0
+            raise _field_error("missing", "Field required")
+        if isinstance(given, int) and 0 <= given < len(names):
+            return given
+        if given in names:
+            return names.index(str(given))
+        some = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
+        raise _field_error(
+            "unknown_class",
+            f"unknown class: give an index from 0 to {len(names) - 1} or one of {some}",
+        )
+
+    async def generate(self, body: GenerationRequest) -> GenerationResponse:
+        """Draw, encode, answer; the outcome is recorded, whatever it is."""
+        asked = time.monotonic()
+        label = self.label(body.class_)
+        first = secrets.randbelow(SEEDS) if body.seed is None else body.seed
+        try:
+            seeds = (await asyncio.to_thread(image_seeds, first, 0, body.n)).tolist()
+            drawn = await self.engine.generate([label] * body.n, seeds)
+            started = time.monotonic()
+            files = await asyncio.to_thread(_encode, drawn.images)
+        except Exception as error:
+            self._count("refused" if isinstance(error, QueueFullError) else "failed", body.n, {})
+            raise
+        except asyncio.CancelledError:
+            self._count("cancelled", body.n, {})
+            raise
+        now = time.monotonic()
+        seconds = {
+            "queue_s": round(drawn.queue_s, 6),
+            "sample_s": round(drawn.sample_s, 6),
+            "encode_s": round(now - started, 6),
+            "total_s": round(now - asked, 6),
+        }
+        self._count("done", body.n, seconds)
+        return GenerationResponse(
+            created=int(time.time()),
+            data=[
+                ImageData(b64_json=file, seed=seed, class_=label)
+                for file, seed in zip(files, seeds, strict=True)
+            ],
+            settings=self.settings(),
+            timing=Timing(**seconds, batch_images=drawn.batch_images),
+        )
+
+    def models(self) -> dict[str, Any]:
+        """The one model served."""
+        model = self.pipeline.transformer.config
+        card = {
+            "id": "unconditional" if model.unconditional else f"{model.num_classes} classes",
+            "classes": list(self.pipeline.class_names),
+            "unconditional": model.unconditional,
+            "settings": self.settings(),
+            "limits": {"n": MAX_N, "images": self.engine.max_images, "body_bytes": MAX_BODY},
+        }
+        return {"data": [card]}
+
+    def health(self) -> dict[str, Any]:
+        """Images inside and requests so far, by outcome.
+
+        Raises:
+            HTTPException: 503, not warm yet or no longer alive.
+        """
+        if not self.engine.warm:
+            raise HTTPException(503, "warming up")
+        try:
+            self.engine.check()
+        except StoppedError as error:
+            raise HTTPException(503, str(error)) from error
+        return {"status": "ok", "images": asdict(self.engine.load), "requests": self._outcomes}
+
+    def _count(self, outcome: Outcome, images: int, seconds: dict[str, float]) -> None:
+        self._outcomes[outcome] += 1
+        if self._record is not None:
+            self._record(outcome, images, seconds)
+
+
+def _encode(images: Tensor) -> list[str]:
+    return [base64.b64encode(to_png(image)).decode() for image in images]
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 to a body that is too large, announced or not."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, counting its body."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+        if any(value.isdigit() and int(value) > MAX_BODY for value in lengths):
+            response = JSONResponse({"detail": _TOO_LARGE}, 413, {"Connection": "close"})
+            return await response(scope, receive, send)
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > MAX_BODY:
+                raise HTTPException(413, _TOO_LARGE)
+            return message
+
+        await self.app(scope, counted, send)
+
+
+_TOO_LARGE = f"the body may have at most {MAX_BODY} bytes"
+_ALLOWED = {
+    "class": "a class's index or name",
+    "n": f"an integer from 1 to {MAX_N}",
+    "seed": f"an integer from 0 to {SEEDS - 1}",
+    "response_format": "b64_json",
+}
+
+
+def _detail(error: dict[str, Any]) -> dict[str, Any]:
+    """A validation error without what was sent, which need not be valid JSON."""
+    field, message = error["loc"][-1], str(error["msg"])
+    if error["type"] == "extra_forbidden":
+        message = f"unknown field; known: {', '.join(_ALLOWED)}"
+    elif error["type"] == "json_invalid":
+        message = f"the body is not valid JSON: {error.get('ctx', {}).get('error', '')}"
+    elif error["type"] != "unknown_class" and field in _ALLOWED:
+        message = f"{message}; give {_ALLOWED[field]}"
+    return {"loc": error["loc"], "msg": message, "type": error["type"]}
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    text = json.dumps({"detail": [_detail(each) for each in error.errors()]})
+    return Response(text, 422, media_type="application/json")  # ASCII: names may be no UTF-8
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, QueueFullError | StoppedError):
+        return JSONResponse({"detail": str(error)}, 500)
+    return JSONResponse({"detail": str(error)}, 503, {"Retry-After": str(error.retry_after)})
+
+
+def create_app(service: Callable[[], Service]) -> FastAPI:
+    """The API; ``service`` is called on each request, so it may come up after the routes."""
+    app = FastAPI(title="srdd", docs_url=None, redoc_url=None)  # those pages load from elsewhere
+    app.add_middleware(BodyLimit)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    for error in (QueueFullError, StoppedError, SamplingError):
+        app.add_exception_handler(error, _failed)
+    failures: dict[int | str, dict[str, Any]] = {
+        413: {"description": "The body is too large"},
+        500: {"description": "Drawing failed"},
+        503: {"description": "The queue is full: wait as long as Retry-After says"},
+    }
+
+    @app.post("/v1/images/generations", responses=failures)
+    async def generate(body: GenerationRequest) -> GenerationResponse:
+        """Draw ``n`` images of a class; image i has the seed of image i of a job."""
+        return await service().generate(body)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """Class names, settings, limits."""
+        return service().models()
+
+    @app.get("/healthz", responses={503: {"description": "Not warm, or no longer alive"}})
+    async def healthz() -> dict[str, Any]:
+        """Whether images can be drawn, and the load."""
+        return service().health()
+
+    return app

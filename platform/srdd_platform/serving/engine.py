@@ -1,0 +1,299 @@
+"""A step loop that requests join and leave between two scales.
+
+Every turn advances, by one scale, the pieces of requests that stand at the least advanced scale:
+a newcomer catches up with those already under way and then shares their batches. At most
+``max_batch`` images are under way at once, so what stands still waits for newcomers that fit
+beside it and no others. An image depends on its class, its seed and the settings alone, whatever
+it shares a batch with.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srdd.config import SamplerConfig
+from srdd.errors import UserError
+from srdd.pipeline import Pipeline
+from srdd.rng import image_seeds
+from srdd.sampling import SampleState, advance, begin, finish, join, sample, split, visited
+from srdd_platform.images import to_uint8
+
+MAX_RETRY_S = 60
+
+
+class QueueFullError(Exception):
+    """The queue is full; ``retry_after`` whole seconds should make room."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the queue is full: try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class StoppedError(Exception):
+    """The loop has ended, or was closed: nothing more is drawn until it is started anew."""
+
+    retry_after = 10
+
+
+class SamplingError(Exception):
+    """A batch failed; the message is one line and names the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The images of one request, and how it went."""
+
+    images: Tensor  # uint8 [n, 3, R, R], on the CPU
+    queue_s: float  # from the request to its first turn
+    sample_s: float  # from its first turn to its last, decoding included
+    batch_images: int  # images in the largest batch that any of its images was in
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Images inside the engine."""
+
+    active: int  # between two scales
+    waiting: int
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    config: SamplerConfig
+    done: asyncio.Future[Drawn]  # a caller that leaves cancels it
+    asked: float
+    images: list[Tensor | None]  # of each piece
+    started: float | None = None
+    batch_images: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Piece:
+    """Up to ``max_batch`` images of a request."""
+
+    request: _Request
+    place: int  # among the request's pieces
+    labels: list[int]
+    seeds: list[int]
+    state: SampleState | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def scale(self) -> int:
+        return self.state.scale if self.state is not None else 0
+
+    @property
+    def gone(self) -> bool:
+        return self.request.done.done()
+
+
+class Engine:
+    """Draws the images of concurrent requests in shared batches, in one worker thread.
+
+    Args:
+        pipeline: on its device, in its dtype.
+        max_batch: images advanced together, and under way at once.
+        max_images: images inside, under way or waiting, beyond which a request is refused; an
+            empty engine takes a request of any size.
+        pad: fill every batch up to ``max_batch``. A GPU's kernels round by the batch's shape;
+            a CPU's need no padding.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, *, max_batch: int = 32, max_images: int = 256, pad: bool = False
+    ) -> None:
+        for name, value in (("max_batch", max_batch), ("max_images", max_images)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        self.pipeline = pipeline
+        self.max_batch = max_batch
+        self.max_images = max_images
+        self.pad = pad
+        self.warm = False
+        self._waiting: deque[_Piece] = deque()
+        self._active: list[_Piece] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampler")
+        self._task: asyncio.Task[None] | None = None
+        self._work = asyncio.Event()
+        self._busy_s = 0.0  # seconds of turns and the images they finished: the pace
+        self._finished = 0
+
+    def warm_up(self) -> None:
+        """Draw one image, then a whole batch, so that the first request meets no cold start."""
+        for batch in (1, self.max_batch):
+            started = time.monotonic()
+            labels = torch.zeros(batch, dtype=torch.int64)
+            to_uint8(sample(self.pipeline, labels, None, image_seeds(0, 0, batch)).images)
+            self._busy_s, self._finished = time.monotonic() - started, batch
+        self.warm = True
+
+    @property
+    def load(self) -> Load:
+        """Images under way and waiting; those whose caller has left do not count."""
+        active = sum(len(piece) for piece in self._active if not piece.gone)
+        return Load(active, sum(len(piece) for piece in self._waiting if not piece.gone))
+
+    def check(self) -> None:
+        """Do nothing while the loop can take requests.
+
+        Raises:
+            StoppedError: the loop has ended; the reason is the cause.
+        """
+        if self._task is not None and self._task.done():
+            error = None if self._task.cancelled() else self._task.exception()
+            raise StoppedError("the step loop has ended") from error
+
+    async def generate(
+        self, labels: Sequence[int], seeds: Sequence[int], config: SamplerConfig | None = None
+    ) -> Drawn:
+        """Draw an image for each label; cancelling the call ends it at the next scale.
+
+        Raises:
+            UserError: labels, seeds or settings do not fit the model.
+            QueueFullError: too many images are inside.
+            SamplingError: the batch that it was in failed.
+            StoppedError: the loop has ended.
+        """
+        config = config or self.pipeline.sampler
+        self._validate(labels, seeds, config)
+        self.check()
+        inside = self.load.active + self.load.waiting
+        if inside and inside + len(labels) > self.max_images:
+            raise QueueFullError(self._retry_after(inside))
+        loop = asyncio.get_running_loop()
+        if self._task is None:
+            self._task = loop.create_task(self._run(), name="sampler loop")
+            self._task.add_done_callback(lambda _: self._fail_all())
+        starts = range(0, len(labels), self.max_batch)
+        request = _Request(config, loop.create_future(), time.monotonic(), [None] * len(starts))
+        for place, start in enumerate(starts):
+            rows = slice(start, start + self.max_batch)
+            self._waiting.append(_Piece(request, place, list(labels[rows]), list(seeds[rows])))
+        self._work.set()
+        return await request.done
+
+    async def close(self) -> None:
+        """End the loop; requests still inside fail with :class:`StoppedError`."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _validate(self, labels: Sequence[int], seeds: Sequence[int], config: SamplerConfig) -> None:
+        """Refuse here what would otherwise fail a whole batch."""
+        model = self.pipeline.transformer
+        visited(model, config)
+        if model.config.unconditional and config.cfg > 0:
+            raise UserError("an unconditional model has no guidance: set cfg to 0")
+        if not labels or len(labels) != len(seeds):
+            raise UserError(f"give one seed an image: {len(labels)} labels, {len(seeds)} seeds")
+        if not all(0 <= label < model.config.num_classes for label in labels):
+            raise UserError(f"classes must lie in [0, {model.config.num_classes})")
+
+    def _retry_after(self, images: int) -> int:
+        """Seconds in which this many images leave, at the pace so far."""
+        pace = self._busy_s / self._finished if self._finished else 1.0
+        return min(MAX_RETRY_S, max(1, math.ceil(images * pace)))
+
+    async def _run(self) -> None:
+        """Turn after turn; a failure in one is its requests' alone."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._admit()
+            if not self._active:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            batch = self._next_batch()
+            started = time.monotonic()
+            for piece in batch:
+                request = piece.request
+                request.started = started if request.started is None else request.started
+                size = sum(len(each) for each in batch)
+                request.batch_images = max(request.batch_images, size)
+            try:
+                images = await loop.run_in_executor(self._thread, self._turn, batch)
+            except Exception as error:
+                reason = (str(error).splitlines() or [""])[0]
+                for piece in batch:
+                    if not piece.gone:
+                        failure = SamplingError(f"{type(error).__name__}: {reason}")
+                        failure.__cause__ = error
+                        piece.request.done.set_exception(failure)
+                continue
+            finally:
+                self._busy_s += time.monotonic() - started
+            for piece, drawn in zip(batch, images, strict=False):
+                self._collect(piece, drawn)
+
+    def _admit(self) -> None:
+        """Let pieces of requests that were left go, and those that wait in, first come first."""
+        self._active = [piece for piece in self._active if not piece.gone]
+        self._waiting = deque(piece for piece in self._waiting if not piece.gone)
+        room = self.max_batch - sum(len(piece) for piece in self._active)
+        while self._waiting and len(self._waiting[0]) <= room:
+            room -= len(self._waiting[0])
+            self._active.append(self._waiting.popleft())
+
+    def _next_batch(self) -> list[_Piece]:
+        """All pieces at the least advanced scale that share their settings."""
+        first = min(self._active, key=lambda piece: piece.scale)
+        return [
+            piece
+            for piece in self._active
+            if piece.scale == first.scale and piece.request.config == first.request.config
+        ]
+
+    def _turn(self, batch: list[_Piece]) -> list[Tensor]:
+        """Advance a batch by one scale (in the worker thread).
+
+        Returns:
+            The images of each piece if that was the last scale, else nothing.
+        """
+        config, sizes = batch[0].request.config, [len(piece) for piece in batch]
+        states = [
+            begin(self.pipeline, torch.tensor(piece.labels), config, piece.seeds)
+            if piece.state is None
+            else piece.state
+            for piece in batch
+        ]
+        if self.pad and sum(sizes) < self.max_batch:
+            filler, *_ = split(states[0], [1, sizes[0] - 1])
+            sizes.append(self.max_batch - sum(sizes))
+            states += [filler] * sizes[-1]
+        state = advance(self.pipeline, join(states), config)
+        if state.scale == visited(self.pipeline.transformer, config).num_scales:
+            images = to_uint8(finish(self.pipeline, state).images).cpu()
+            return list(images.split(sizes))
+        for piece, part in zip(batch, split(state, sizes), strict=False):
+            piece.state = part
+        return []
+
+    def _collect(self, piece: _Piece, images: Tensor) -> None:
+        """Keep a finished piece's images; the last piece ends its request."""
+        self._active.remove(piece)
+        self._finished += len(piece)
+        request = piece.request
+        request.images[piece.place] = images
+        parts = [part for part in request.images if part is not None]
+        if len(parts) == len(request.images) and not piece.gone:
+            assert request.started is not None
+            now = time.monotonic()
+            queue_s, sample_s = request.started - request.asked, now - request.started
+            drawn = Drawn(torch.cat(parts), queue_s, sample_s, request.batch_images)
+            request.done.set_result(drawn)
+
+    def _fail_all(self) -> None:
+        """Tell everyone inside that the loop has ended, so that nobody waits for ever."""
+        for piece in [*self._active, *self._waiting]:
+            if not piece.gone:
+                piece.request.done.set_exception(StoppedError("the step loop has ended"))

@@ -1,0 +1,193 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from srdd import Pipeline, SamplerConfig, sample, sampling
+from srdd.attention import KVCache
+from srdd.autoencoder import Decoder
+from srdd.config import TokenizerConfig, TransformerConfig
+from srdd.cost import conditioning_flops, decoder_flops, increment_flops, pass_flops
+from srdd.masks import MASKS, Mask
+from srdd.transformer import ScaleTransformer
+
+MakePipeline = Callable[..., Pipeline]
+LABELS = torch.tensor([0, 1, 2, 3])
+SEEDS = [5, 6, 7, 8]
+
+
+def _sdpa_flops(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """The CPU's fused attention, which torch's counter does not know."""
+    return 4 * math.prod(q[:-1]) * k[-2] * q[-1]
+
+
+_CPU_SDPA = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flops}
+
+
+def _count() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=_CPU_SDPA)
+
+
+@pytest.mark.parametrize("mask", ["block_causal", "markov"])
+@pytest.mark.parametrize("scale", [0, 2, 9])
+def test_a_pass_costs_what_torch_counts(mask: Mask, scale: int) -> None:
+    """VAR-d16's widths, on the meta device, attention included."""
+    sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    config = TransformerConfig(patch_nums=sides, mask=mask, depth=2)
+    model = ScaleTransformer(config).to("meta").train()  # no rows are padded in training
+    begin, end = config.schedule.spans[scale]
+    conditioning = sampling.Conditioning(
+        torch.empty(1, 1024, device="meta"),
+        torch.empty(1, 2, 6, 1024, device="meta"),
+        torch.empty(1, 2, 1024, device="meta"),
+    )
+    cache = KVCache.empty(2, 1, 16, 64, config.schedule.spans).to(model.pos_embed)
+    tokens = torch.empty(1, end - begin, 32, device="meta")
+    with torch.no_grad(), _count() as counter:
+        x = model.start(conditioning) if scale == 0 else model.embed(tokens, scale)
+        x = model.hidden(x, conditioning, cache=cache, scale=scale)
+        model.head(model.before_head(x, conditioning))
+    seen = end if mask == "block_causal" else end - begin
+    found = pass_flops(config, end - begin, seen, guided=False, first=scale == 0)
+    assert found == counter.get_total_flops()
+
+
+def test_the_second_half_shares_embedding_and_head() -> None:
+    config = TransformerConfig(patch_nums=(1, 2, 3, 4))
+    one = pass_flops(config, 16, 16, guided=False, first=False)
+    two = pass_flops(config, 16, 16, guided=True, first=False)
+    shared = 2 * 16 * 1024 * (4096 + 32)
+    assert two - shared == 2 * (one - shared)
+
+
+@pytest.mark.parametrize("shared_aln", [False, True])
+def test_conditioning_costs_what_torch_counts(shared_aln: bool) -> None:
+    config = TransformerConfig(
+        patch_nums=(1, 2), depth=3, width=64, num_heads=2, vocab_size=16, shared_aln=shared_aln
+    )
+    model = ScaleTransformer(config).train()
+    with _count() as counter:
+        model.conditioning(torch.tensor([1]))
+    assert counter.get_total_flops() == conditioning_flops(config)
+
+
+def test_decoding_costs_what_torch_counts(make_pipeline: MakePipeline) -> None:
+    pipeline = make_pipeline()
+    config = pipeline.tokenizer.config
+    with _count() as counter:
+        pipeline.tokenizer.pixels(torch.zeros(1, 8, 4, 4))
+    # Attention is a fused kernel here and two products on the meta device: the same count.
+    assert decoder_flops(config) == counter.get_total_flops()
+
+
+def test_the_published_decoder_costs_what_its_layers_do() -> None:
+    """The convolutions of VAR's decoder, summed by hand from its shapes."""
+    config = TokenizerConfig(resolution=256, patch_nums=(1, 16))
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    total = 2 * 9 * 32 * 32 * 256  # post_quant_conv
+    side = {"conv_in": 16, "mid": 16, "norm_out": 256, "conv_out": 256}
+    for name, module in decoder.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            parts = name.split(".")
+            here = side.get(parts[0]) or 256 >> int(parts[1])
+            here *= 2 if "upsample" in parts else 1
+            total += 2 * module.weight.numel() * here * here
+    total += 4 * 4 * 256 * 256 * 640  # attention: one in the middle, three at the lowest level
+    assert decoder_flops(config) == pytest.approx(total, rel=0.01)
+
+
+def test_an_increment_costs_what_torch_counts(make_pipeline: MakePipeline) -> None:
+    model = make_pipeline().transformer
+    with _count() as counter:
+        model.quantizer.increment(torch.zeros(1, 8, 2, 2), 2)
+    assert counter.get_total_flops() == increment_flops(model.config)
+
+
+def _expected(pipeline: Pipeline, config: SamplerConfig, passes: dict[int, int]) -> float:
+    """GFLOPs of an image: ``passes`` after the first at each scale; guided ones twice."""
+    model = pipeline.transformer.config
+    schedule = sampling.visited(pipeline.transformer, config)
+    halves = 2 if config.cfg else 1
+    total = decoder_flops(pipeline.tokenizer.config) + halves * conditioning_flops(model)
+    for scale, (begin, end) in enumerate(schedule.spans):
+        seen = {"markov": begin, "block_causal": 0}.get(model.mask)
+        seen = schedule.spans[max(0, scale - 1)][0] if seen is None else seen
+        length, seen = end - begin, end - seen
+        one = (length, seen)
+        guided = config.cfg > 0 and scale > 0
+        written = guided or (config.cfg > 0 and model.mask != "markov")
+        total += pass_flops(model, *one, guided=written, first=scale == 0)
+        more = pass_flops(model, *one, guided=guided, first=False) + increment_flops(model)
+        total += passes.get(scale, 0) * more + increment_flops(model)
+    return total / 1e9
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("cfg", [0.0, 2.0])
+@pytest.mark.parametrize("patch_nums", [None, (1, 2, 4)])
+def test_gflops_are_the_sum_of_the_passes(
+    make_pipeline: MakePipeline, mask: Mask, cfg: float, patch_nums: tuple[int, ...] | None
+) -> None:
+    pipeline = make_pipeline(mask)
+    plain = SamplerConfig(cfg=cfg, patch_nums=patch_nums)
+    found = sample(pipeline, LABELS, plain, SEEDS)
+    assert found.gflops.dtype == torch.float64
+    assert found.gflops.tolist() == pytest.approx([_expected(pipeline, plain, {})] * 4, rel=1e-12)
+    forced = replace(plain, refine_steps=2, resample="simple")
+    found = sample(pipeline, LABELS, forced, SEEDS)
+    passes = dict.fromkeys(range(1, 4 if patch_nums is None else 3), 2)  # none at the first scale
+    expected = _expected(pipeline, forced, passes)
+    assert found.gflops.tolist() == pytest.approx([expected] * 4, rel=1e-12)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplerConfig(),
+        SamplerConfig(cfg=2.0),
+        SamplerConfig(cfg=2.0, cfg_ramp="window", cfg_window=(0.0, 0.4)),
+        SamplerConfig(cfg=2.0, refine_steps=2, resample="simple"),
+        SamplerConfig(refine_steps=3, resample_threshold=0.05),
+    ],
+    ids=["plain", "guided", "window", "simple", "masked"],
+)
+def test_the_count_is_that_of_the_loop_really_run(
+    make_pipeline: MakePipeline, mask: Mask, config: SamplerConfig
+) -> None:
+    """Torch's counter around the sampler itself, all scales, against what the state says."""
+    pipeline = make_pipeline(mask)
+    state = sampling.begin(pipeline, LABELS, config, SEEDS)
+    before = int(state.flops_B.sum())
+    with _count() as counter:
+        for _ in range(4):
+            state = sampling.advance(pipeline, state, config)
+    assert int(state.flops_B.sum()) - before == counter.get_total_flops()
+
+
+def test_stopping_early_makes_cost_a_matter_of_the_image(make_pipeline: MakePipeline) -> None:
+    pipeline = make_pipeline()
+    config = SamplerConfig(refine_steps=4, resample_threshold=0.04)
+    result = sample(pipeline, LABELS, config, SEEDS)
+    assert len(result.gflops.unique()) > 1
+    plain = sample(pipeline, LABELS, SamplerConfig(), SEEDS)
+    assert (result.gflops >= plain.gflops).all()
+    order = result.nfe.argsort()
+    assert (result.nfe[order] >= 4).all()
+    assert result.gflops[order[-1]] > result.gflops[order[0]]
+
+
+def test_the_cost_of_a_mask_is_what_it_attends_to(make_pipeline: MakePipeline) -> None:
+    costs = {
+        mask: float(sample(make_pipeline(mask), LABELS, SamplerConfig(), SEEDS).gflops[0])
+        for mask in MASKS
+    }
+    pairs = {"markov": 0, "previous": 4 + 4 * 9 + 9 * 16, "block_causal": 4 + 5 * 9 + 14 * 16}
+    for mask, more in pairs.items():
+        expected = costs["markov"] + 3 * 4 * more * 32 / 1e9
+        assert costs[mask] == pytest.approx(expected, rel=1e-12)

@@ -1,0 +1,90 @@
+"""Artefacts that many tests read and none may change: shards, pipelines, a trained classifier."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from srdd import Pipeline, SamplerConfig
+from srdd.checkpoint import save_model
+from srdd.classifier import ClassifierConfig
+from srdd.config import TokenizerConfig, TransformerConfig
+from srdd.masks import Mask
+from srdd.pipeline import save_pipeline
+from srdd.tokenizer import Tokenizer
+from srdd.train.classifier import ClassifierTask
+from srdd.train.config import OptimConfig
+from srdd.train.loop import Batch, fit
+from srdd.train.transformer import init_weights
+from srdd.transformer import ScaleTransformer
+from srdd_platform.data import GlobalBatchSampler, load_arrays, prepare
+
+TINY_MASKS: tuple[Mask, ...] = ("markov", "block_causal")
+
+
+@pytest.fixture(scope="session")
+def digits_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits at 16 px, several shards a split."""
+    out = tmp_path_factory.mktemp("shards") / "digits"
+    prepare(source="digits", resolution=16, out=out, shard_size_images=300, workers=1)
+    return out
+
+
+@torch.no_grad()
+def build_tiny_pipeline(mask: Mask) -> Pipeline:
+    """A pipeline of random weights whose every part bears on the images: open gates, class head."""
+    torch.manual_seed(1)
+    shared = {"patch_nums": (1, 2, 3, 4), "z_channels": 8, "vocab_size": 32}
+    tokenizer = Tokenizer(
+        TokenizerConfig(resolution=16, ch=8, ch_mult=(1, 2, 2), num_res_blocks=1, **shared)
+    )
+    model = ScaleTransformer(
+        TransformerConfig(mask=mask, num_classes=10, depth=2, width=32, num_heads=4, **shared)
+    )
+    init_weights(model, gate=1.0, head=6.0)
+    model.class_emb.weight.normal_()
+    for block in model.layers:
+        block.ada_lin.bias[:64] += 1
+    model.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    return Pipeline(tokenizer.eval(), model.eval(), SamplerConfig(), names)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[Mask, Path]:
+    """Pipeline directories by mask; both hold the same tokenizer."""
+    root = tmp_path_factory.mktemp("pipelines")
+    for mask in TINY_MASKS:
+        save_pipeline(build_tiny_pipeline(mask), root / mask)
+    return {mask: root / mask for mask in TINY_MASKS}
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_pipelines: dict[Mask, Path]) -> Path:
+    """The Markovian one."""
+    return tiny_pipelines["markov"]
+
+
+@pytest.fixture(scope="session")
+def classifier_dir(digits_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier's model directory, trained on the digits' train split."""
+    images, labels = load_arrays(digits_shards, "train")
+    optim = OptimConfig(steps=200, lr=1e-2, weight_decay=0.01)
+    model = ClassifierConfig(num_classes=10, resolution=16, ch=8, features=32)
+    with torch.random.fork_rng(devices=[]):
+        task = ClassifierTask(model, optim)
+
+    def batches(step: int) -> Iterator[Batch]:
+        sampler = GlobalBatchSampler(
+            len(images), optim.batch_size, seed=0, first_step=step, last_step=optim.steps
+        )
+        for rows in sampler:
+            index = torch.tensor(rows)
+            yield Batch(images[index], labels[index], index, optim.batch_size)
+
+    fit(task, optim, batches)
+    directory = tmp_path_factory.mktemp("classifier") / "model"
+    save_model(directory, "classifier", model, task.classifier.state_dict())
+    return directory
+

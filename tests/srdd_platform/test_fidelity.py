@@ -1,0 +1,296 @@
+"""Metrics: known values, torch-fidelity's own numbers, order on real images, refusals."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from srdd.checkpoint import save_model
+from srdd.classifier import Classifier, ClassifierConfig
+from srdd.errors import UserError
+from srdd_platform.data import load_arrays
+from srdd_platform.fidelity import (
+    MIN_IMAGES,
+    Extractor,
+    Features,
+    Reference,
+    classifier_name,
+    import_torch_fidelity,
+    load_extractor,
+    measure,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def gaussian(n: int, dim: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, dim, generator=generator, dtype=torch.float64) * scale + mean
+
+
+def whitened(n: int, dim: int, seed: int) -> Tensor:
+    """Points whose sample mean is 0 and sample covariance the identity, exactly."""
+    points = gaussian(n, dim, seed).numpy()
+    points -= points.mean(0)
+    factor = np.linalg.cholesky(np.linalg.inv(np.cov(points, rowvar=False)))
+    return torch.from_numpy(points @ factor)
+
+
+def features(points: Tensor, classes: int = 4) -> Features:
+    return Features(points.float(), points[:, :classes].float())
+
+
+@pytest.fixture(scope="module")
+def extractor(classifier_dir: Path) -> Extractor:
+    return load_extractor("classifier", classifier_dir)
+
+
+@pytest.fixture(scope="module")
+def digits(digits_shards: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    return {split: load_arrays(digits_shards, split) for split in ("train", "val")}
+
+
+@pytest.fixture(scope="module")
+def reference(extractor: Extractor, digits: dict[str, tuple[Tensor, Tensor]]) -> Reference:
+    return Reference(extractor(digits["train"][0]))
+
+
+def test_a_set_has_no_distance_to_itself() -> None:
+    points = gaussian(300, 8, seed=0, scale=3.0)
+    assert Reference(features(points)).frechet(points) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_distance_of_two_gaussians_is_the_closed_form() -> None:
+    """|m|^2 + sum (a_i - b_i)^2 for covariances that share their axes."""
+    white, dim = whitened(400, 6, seed=1), 6
+    a, b = torch.linspace(0.5, 3.0, dim).double(), torch.linspace(2.0, 0.25, dim).double()
+    shift = torch.arange(dim).double() / 4
+    turn = torch.linalg.qr(gaussian(dim, dim, seed=2))[0]  # not axis-parallel
+    expected = float(shift.square().sum() + (a - b).square().sum())
+    found = Reference(features((white * a) @ turn)).frechet((white * b + shift) @ turn)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_distance_is_symmetric_where_the_covariances_do_not_commute() -> None:
+    x, y = gaussian(200, 5, 3) @ gaussian(5, 5, 4), gaussian(150, 5, 5) @ gaussian(5, 5, 6) + 1
+    x, y = x.float(), y.float()
+    there, back = Reference(features(x)).frechet(y), Reference(features(y)).frechet(x)
+    assert there == pytest.approx(back, rel=1e-6)
+    assert there > 1
+
+
+@pytest.mark.parametrize("n", [500, 60])  # 60: fewer images than features
+def test_ours_is_torch_fidelity_s(n: int) -> None:
+    fake = features(gaussian(n, 80, 7, mean=0.1, scale=1.3))
+    real = Reference(features(gaussian(700, 80, 8)))
+    labels = torch.arange(n) % 4
+    found = measure(fake, real, labels, accuracy=False)["fid"]
+    assert real.frechet(fake.features_nD) == pytest.approx(found, rel=1e-6, abs=1e-5)
+
+
+def test_digits_are_told_apart_in_the_right_order(
+    extractor: Extractor, reference: Reference, digits: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    held_out, labels = digits["val"]
+    generator = torch.Generator().manual_seed(0)
+
+    def fid(images: Tensor) -> float:
+        return reference.frechet(extractor(images).features_nD)
+
+    faint = torch.randn(held_out.shape, generator=generator) * 24
+    noisy = (held_out.float() + faint).round().clamp(0, 255).to(torch.uint8)
+    shifted = held_out.roll(3, dims=3)
+    train, train_labels = digits["train"]
+    one = train[train_labels == 3]
+    values = [fid(held_out), fid(noisy), fid(shifted), fid(one)]
+    assert values == sorted(values), values
+    assert values[1] > 1.5 * values[0]
+    assert values[3] > 20 * values[0]
+    assert len(held_out) == len(labels) == 360
+
+
+def test_the_real_images_score_well(
+    extractor: Extractor, reference: Reference, digits: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    images, labels = digits["val"]
+    found = measure(extractor(images), reference, labels, accuracy=True)
+    assert found.keys() == {
+        "fid", "fid_se", "inception_score", "kid", "precision", "recall", "accuracy",
+    }  # fmt: skip
+    assert found["accuracy"] > 0.9
+    assert 7 < found["inception_score"] <= 10  # ten balanced classes, nearly sure
+    assert found["precision"] > 0.8
+    assert found["recall"] > 0.8
+    assert abs(found["kid"]) < 0.05
+    assert 0 < found["fid_se"] < found["fid"]
+
+
+def test_the_standard_error_is_that_of_disjoint_draws() -> None:
+    """Fifty draws of 250 from one population: their spread against the mean jackknife error."""
+    real = Reference(features(gaussian(20_000, 6, seed=9)))
+    draws = gaussian(50 * 250, 6, seed=10, mean=0.3, scale=1.2).split(250)
+    labels = torch.arange(250) % 10
+    values = np.array([real.frechet(draw) for draw in draws])
+    errors = np.array([real.standard_error(draw, labels) for draw in draws])
+    assert 1 / 1.6 < errors.mean() / values.std(ddof=1) < 1.6
+
+
+def test_the_blocks_of_the_standard_error_hold_every_class_alike() -> None:
+    """Features that are the class alone: leaving out a balanced block changes nothing."""
+    labels = torch.arange(200) % 10
+    points = torch.nn.functional.one_hot(labels, 10).double()[:, :9]
+    real = Reference(features(gaussian(500, 9, seed=11)))
+    balanced = real.standard_error(points, labels)
+    blind = real.standard_error(points, torch.zeros(200, dtype=torch.int64))
+    assert balanced < 0.02
+    assert blind > 3 * balanced  # blocks i mod 10 are then one class each
+
+
+def test_the_inception_score_knows_no_order_of_images() -> None:
+    points = gaussian(400, 8, seed=12, scale=3.0)
+    real = Reference(features(gaussian(400, 8, seed=13)))
+    by_class = points[points[:, :4].argmax(1).argsort()]
+    scores = [
+        measure(features(x), real, torch.arange(400) % 4, accuracy=False)["inception_score"]
+        for x in (points, by_class)
+    ]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-9)
+    assert scores[0] > 1.5
+
+
+def test_the_inception_score_of_known_probabilities() -> None:
+    """Sure and balanced over four classes: 4. The same for every image: 1."""
+    n = 200
+    sure = torch.nn.functional.one_hot(torch.arange(n) % 4, 4) * 100.0
+    real = Reference(features(gaussian(n, 5, seed=14)))
+    for logits, expected in ((sure, 4.0), (torch.zeros(n, 4), 1.0)):
+        fake = Features(gaussian(n, 5, seed=15).float(), logits)
+        found = measure(fake, real, torch.arange(n) % 4, accuracy=False)
+        assert found["inception_score"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_accuracy_counts_the_classes_asked_for() -> None:
+    n = 80
+    labels = torch.arange(n) % 4
+    wrong = labels.clone()
+    wrong[:20] = (wrong[:20] + 1) % 4
+    fake = Features(gaussian(n, 5, 16).float(), torch.nn.functional.one_hot(wrong, 4).float())
+    real = Reference(features(gaussian(n, 5, seed=17)))
+    assert measure(fake, real, labels, accuracy=True)["accuracy"] == 0.75
+    assert "accuracy" not in measure(fake, real, labels, accuracy=False)
+
+
+def test_metrics_are_the_same_each_time() -> None:
+    fake, real = features(gaussian(300, 6, 18)), Reference(features(gaussian(300, 6, 19)))
+    labels = torch.arange(300) % 4
+    assert measure(fake, real, labels, accuracy=True) == measure(fake, real, labels, accuracy=True)
+
+
+@pytest.mark.parametrize(("fakes", "reals"), [(MIN_IMAGES - 1, 200), (200, MIN_IMAGES - 1)])
+def test_too_few_images_are_refused(fakes: int, reals: int) -> None:
+    fake, real = features(gaussian(fakes, 5, 20)), Reference(features(gaussian(reals, 5, 21)))
+    with pytest.raises(UserError, match=f"at least {MIN_IMAGES} images on both sides, got 49"):
+        measure(fake, real, torch.zeros(fakes, dtype=torch.int64), accuracy=False)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.rand(2, 3, 16, 16), torch.zeros(2, 1, 16, 16).byte(), torch.zeros(3, 16, 16).byte()],
+    ids=["float", "grey", "one image"],
+)
+def test_images_of_another_kind_are_refused(extractor: Extractor, images: Tensor) -> None:
+    with pytest.raises(UserError, match=r"uint8 images \[n, 3, R, R\], got"):
+        extractor(images)
+
+
+def test_features_do_not_depend_on_the_batch(
+    extractor: Extractor, digits: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    images = digits["val"][0][:20]
+    one, many = extractor(images, batch_size=7), extractor(images)
+    assert torch.allclose(one.features_nD, many.features_nD, atol=1e-5)
+    assert torch.allclose(one.logits_nK, many.logits_nK, atol=1e-5)
+
+
+def broken_classifier(directory: Path, value: float, parameter: str) -> Path:
+    torch.manual_seed(5)
+    config = ClassifierConfig(num_classes=10, resolution=16, ch=8, features=16)
+    state = Classifier(config).state_dict()
+    state[parameter][0] = value
+    save_model(directory, "classifier", config, state)
+    return directory
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    found = load_extractor(
+        "classifier", broken_classifier(tmp_path / "c", float("nan"), "norms.3.bias")
+    )
+    with pytest.raises(FloatingPointError, match=r"classifier-[0-9a-f]{8} gave features"):
+        found(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_the_name_carries_the_weights(tmp_path: Path) -> None:
+    one = broken_classifier(tmp_path / "one", 0.0, "head.bias")
+    other = broken_classifier(tmp_path / "other", 0.5, "head.bias")
+    names = [classifier_name(path) for path in (one, other)]
+    assert names[0] != names[1]
+    for path, name in zip((one, other), names, strict=True):
+        found = load_extractor("classifier", path)
+        assert found.name == name
+        images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+        assert float(found(images).logits_nK[0, 0]) != 0 or name == names[0]
+    gap = [load_extractor("classifier", path)(images).logits_nK[0, 0] for path in (one, other)]
+    assert float(gap[1] - gap[0]) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_a_classifier_is_registered_once_and_loaded_twice(classifier_dir: Path) -> None:
+    images = torch.full((2, 3, 16, 16), 90, dtype=torch.uint8)
+    first, second = (load_extractor("classifier", classifier_dir) for _ in range(2))
+    assert first.name == second.name
+    assert torch.equal(first(images).features_nD, second(images).features_nD)
+
+
+def test_a_run_directory_may_be_given(tmp_path: Path) -> None:
+    directory = broken_classifier(tmp_path / "run" / "model", 0.25, "head.bias")
+    assert load_extractor("classifier", tmp_path / "run").name == classifier_name(directory)
+
+
+@pytest.mark.parametrize("name", ["clip", "inception-v3-compat", ""])
+def test_an_unknown_extractor_is_refused(name: str, classifier_dir: Path) -> None:
+    with pytest.raises(UserError, match="use classifier or inception"):
+        load_extractor(name, classifier_dir)
+
+
+@pytest.mark.parametrize("name", ["classifier", "inception"])
+def test_missing_weights_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--extractor {name} needs --weights"):
+        load_extractor(name, None)
+    with pytest.raises(UserError, match="gone does not exist"):
+        load_extractor(name, tmp_path / "gone")
+
+
+def test_a_model_of_another_kind_is_no_classifier(tiny_pipeline: Path) -> None:
+    with pytest.raises(UserError, match="holds a tokenizer, not a classifier"):
+        load_extractor("classifier", tiny_pipeline / "tokenizer")
+
+
+def test_torch_fidelity_imports_beside_any_build_of_torch() -> None:
+    """Twice, in a process that has imported nothing before; its pages of metrics too."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "platform")!r}]
+from srdd_platform.fidelity import import_torch_fidelity
+first, second = import_torch_fidelity(), import_torch_fidelity()
+assert first is second
+from torch_fidelity.metric_prc import prc_features_to_metric
+print(first.__version__)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == import_torch_fidelity().__version__

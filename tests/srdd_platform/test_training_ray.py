@@ -1,0 +1,200 @@
+"""Ray Train for real: kill -9 of a worker, resuming, more than one worker."""
+
+import io
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+from srdd.config import TokenizerConfig, TransformerConfig
+from srdd.errors import UserError
+from srdd.pipeline import load_pipeline
+from srdd.presets import Preset, digits
+from srdd_platform.codes import encode, load_codes
+from srdd_platform.data import prepare
+from srdd_platform.launch import Options, make_job, train
+from srdd_platform.ray_session import Session
+from srdd_platform.runs import read_metrics
+
+pytestmark = pytest.mark.ray
+STEPS, EVERY = 40, 10
+
+
+@pytest.fixture(scope="module")
+def preset() -> Preset:
+    """The digits preset, small."""
+    base = digits()
+    patch_nums = (1, 2, 4)
+    return replace(
+        base,
+        tokenizer=TokenizerConfig(
+            resolution=16, patch_nums=patch_nums, vocab_size=32, z_channels=8,
+            ch=8, ch_mult=(1, 1, 2), num_res_blocks=1,
+        ),
+        tokenizer_loss=replace(base.tokenizer_loss, restart_every=15),
+        tokenizer_optim=replace(base.tokenizer_optim, steps=STEPS, batch_size=33),
+        transformer=TransformerConfig(
+            patch_nums=patch_nums, vocab_size=32, z_channels=8, depth=2, width=32, num_heads=2,
+            num_classes=10, drop_path=0.1,
+        ),
+        transformer_optim=replace(base.transformer_optim, steps=STEPS, batch_size=33),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("digits") / "data"
+    prepare(source="digits", resolution=16, out=out)
+    return out
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(
+    ray_session: Session, preset: Preset, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A tokenizer trained without interruption by one worker."""
+    out = tmp_path_factory.mktemp("runs") / "tokenizer"
+    options = Options(checkpoint_every=EVERY)
+    train([make_job("tokenizer", preset, data, out, options)], ray_session, quiet())
+    return out
+
+
+def weights(run: Path, part: str = "") -> dict[str, Any]:
+    return load_file(run / "model" / part / "model.safetensors")
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+def kill_worker_after(run: Path, step: int, killed: list[int]) -> threading.Thread:
+    """Kill -9 the process that trains, once the run has logged ``step``."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.02):
+            lines = read_metrics(run)
+            if lines and lines[-1]["step"] >= step:
+                break
+        for process in psutil.process_iter(["name", "cmdline"]):
+            title = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
+            if "RayTrainWorker" in title:
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_worker_changes_nothing(
+    ray_session: Session, preset: Preset, data: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    run, killed = tmp_path / "killed", []
+    run.mkdir()
+    watcher = kill_worker_after(run, 20, killed)
+    options = Options(checkpoint_every=EVERY)
+    train([make_job("tokenizer", preset, data, run, options)], ray_session, quiet())
+    watcher.join(timeout=60)
+    assert killed, "no worker was killed: the test shows nothing"
+    assert same(weights(run), weights(tokenizer))
+    assert (run / "metrics.jsonl").read_text() == (tokenizer / "metrics.jsonl").read_text()
+
+
+def test_metrics_checkpoints_and_validation_are_on_disk(tokenizer: Path) -> None:
+    lines = read_metrics(tokenizer)
+    assert [line["step"] for line in lines] == list(range(10, STEPS + 1, 10))
+    assert {"loss", "psnr", "vq_4x4", "usage_4x4", "perplexity_1x1", "lr"} <= lines[0].keys()
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    kept = sorted(path.name for path in (tokenizer / "checkpoints").glob("step_*"))
+    assert kept == ["step_000030", "step_000040"]
+    manifest = json.loads((tokenizer / "checkpoints" / kept[-1] / "manifest.json").read_text())
+    assert manifest["step"] == STEPS
+    validation = json.loads((tokenizer / "validation.json").read_text())
+    assert validation["n"] == 360
+    assert validation["psnr"] > 10
+
+
+def test_the_same_command_again_trains_nothing(
+    ray_session: Session, preset: Preset, data: Path, tokenizer: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tokenizer.rglob("*") if path.is_file()}
+    options = Options(checkpoint_every=EVERY)
+    train([make_job("tokenizer", preset, data, tokenizer, options)], None, quiet())
+    after = {path: path.stat().st_mtime_ns for path in tokenizer.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_other_settings_are_refused_with_the_difference(
+    ray_session: Session, preset: Preset, data: Path, tokenizer: Path
+) -> None:
+    job = make_job("tokenizer", preset, data, tokenizer, Options(lr=0.5))
+    with pytest.raises(UserError, match=r"optim\.lr: 0\.003 -> 0\.5"):
+        train([job], ray_session, quiet())
+
+
+def test_two_workers_train_the_same_tokenizer(
+    ray_session: Session, preset: Preset, data: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    """The global batch of 33 does not divide by two; restarts of codes happen on the way."""
+    run = tmp_path / "two"
+    options = Options(workers=2, checkpoint_every=EVERY)
+    train([make_job("tokenizer", preset, data, run, options)], ray_session, quiet())
+    for one, two in zip(read_metrics(tokenizer), read_metrics(run), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=2e-3)
+        assert two["usage_4x4"] == pytest.approx(one["usage_4x4"], abs=0.1)
+
+
+def test_more_workers_than_the_cluster_has_are_refused_at_once(
+    ray_session: Session, preset: Preset, data: Path, tmp_path: Path
+) -> None:
+    job = make_job("tokenizer", preset, data, tmp_path / "many", Options(workers=9))
+    with pytest.raises(UserError, match=r"9 CPU.*2 CPU"):
+        train([job], ray_session, quiet())
+
+
+def test_two_masks_train_side_by_side_on_the_same_codes(
+    ray_session: Session, preset: Preset, data: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    codes = encode(data, tokenizer)
+    stamp = (codes / "manifest.json").stat().st_mtime_ns
+    assert encode(data, tokenizer) == codes
+    assert (codes / "manifest.json").stat().st_mtime_ns == stamp
+    codes_nL, _ = load_codes(codes, "train")
+    assert codes_nL.shape == (1437, 21)
+    jobs = [
+        make_job(
+            "transformer", preset, data, tmp_path / mask, Options(checkpoint_every=EVERY),
+            tokenizer=tokenizer, mask=mask,
+        )
+        for mask in ("markov", "block_causal")
+    ]  # fmt: skip
+    train(jobs, ray_session, quiet())
+    pipelines = [load_pipeline(tmp_path / mask) for mask in ("markov", "block_causal")]
+    assert [p.transformer.config.mask for p in pipelines] == ["markov", "block_causal"]
+    assert pipelines[0].class_names == tuple("0123456789")
+    first, second = (read_metrics(tmp_path / mask) for mask in ("markov", "block_causal"))
+    assert first[0]["nll_4x4"] != second[0]["nll_4x4"]
+    assert first[-1]["loss"] < first[0]["loss"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(
+    ray_session: Session, preset: Preset, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "nan"
+    job = make_job("tokenizer", preset, data, run, Options(lr=1e18, checkpoint_every=EVERY))
+    with pytest.raises(UserError, match=r"not finite at step \d+"):
+        train([job], ray_session, quiet())
+    assert not (run / "model").exists()
