@@ -27,7 +27,7 @@ class RowLinear(nn.Linear):
         if self.training or input.is_cuda or not 0 < rows < _MIN_ROWS:
             return super().forward(input)
         flat = F.pad(input.reshape(rows, -1), (0, 0, 0, _MIN_ROWS - rows))
-        return super().forward(flat)[:rows].view(*input.shape[:-1], -1)
+        return super().forward(flat)[:rows].view(*input.shape[:-1], self.out_features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,17 @@ class KVCache:
 
     @classmethod
     def empty(
-        cls, depth: int, batch: int, heads: int, head: int, spans: Sequence[tuple[int, int]]
+        cls,
+        depth: int,
+        batch: int,
+        heads: int,
+        head: int,
+        spans: Sequence[tuple[int, int]],
+        like: Tensor,
     ) -> "KVCache":
-        """Room for the scales of ``spans``; ``to`` moves it beside a model."""
+        """Room for the scales of ``spans``, on ``like``'s device and in its dtype."""
         shape = (depth, batch, heads, spans[-1][1], head)
-        return cls(torch.zeros(shape), torch.zeros(shape), tuple(spans))
-
-    def to(self, like: Tensor) -> "KVCache":
-        """The cache on ``like``'s device and in its dtype."""
-        return KVCache(self.keys.to(like), self.values.to(like), self.spans)
+        return cls(like.new_empty(shape), like.new_empty(shape), tuple(spans))
 
     def select(self, rows: Tensor) -> "KVCache":
         """The cache of some batch rows (a copy)."""
@@ -94,8 +96,8 @@ class SelfAttention(nn.Module):
         """Queries, keys and values: [B, l, W] -> three times [B, H, l, hd]."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = self.qkv(x) + bias
-        batch, length, _ = x.shape
-        q, k, v = qkv.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        heads = qkv.unflatten(2, (3, self.num_heads, x.shape[2] // self.num_heads))
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
         if self.l2_norm:
             q = F.normalize(q, dim=-1) * self.log_scale.clamp_max(_MAX_LOG_SCALE).exp()
             k = F.normalize(k, dim=-1)

@@ -191,7 +191,7 @@ def decode_chunk(resolution: int) -> int:
 def in_chunks(function: nn.Module, x: Tensor, size: int) -> Tensor:
     """Apply ``function`` to slices of exactly ``size`` rows, the last one padded with zeros."""
     outputs = []
-    for begin in range(0, len(x), size):
+    for begin in range(0, max(1, len(x)), size):
         rows = x[begin : begin + size]
         padding = rows.new_zeros(size - len(rows), *rows.shape[1:])
         outputs.append(function(torch.cat((rows, padding)))[: len(rows)])

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from srdd.config import from_dict, to_dict
 from srdd.errors import UserError
+from srdd.fields import from_dict, to_dict
 
 Config = TypeVar("Config")
 M = TypeVar("M", bound=nn.Module)

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srdd.config import _require
+from srdd.fields import require, settle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,9 +23,10 @@ class ClassifierConfig:
     features: int = 64  # D, the pooled features
 
     def __post_init__(self) -> None:
+        settle(self)
         for name in ("num_classes", "ch", "features"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "positive")
-        _require(self.resolution >= 8, "resolution", self.resolution, "at least 8")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "positive")
+        require(self.resolution >= 8, "resolution", self.resolution, "at least 8")
 
 
 class Classifier(nn.Module):

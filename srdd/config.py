@@ -1,25 +1,12 @@
 """Configurations: frozen, typed, and refusing what is wrong by the field's name."""
 
-import math
-from dataclasses import asdict, dataclass, fields
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from srdd.errors import UserError
-from srdd.masks import MASKS, Mask
+from srdd.fields import require, settle
+from srdd.masks import Mask
 from srdd.scales import ScaleSchedule, check_patch_nums
-
-C = TypeVar("C")
-
-
-def _require(condition: bool, field: str, value: object, allowed: str) -> None:
-    """Raise a :class:`UserError` that names the field and what it may be."""
-    if not condition:
-        raise UserError(f"{field} must be {allowed}, got {value!r}")
-
-
-def _is_finite(value: float) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,19 +23,22 @@ class TokenizerConfig:
     num_phi: int = 4  # residual convolutions shared by the scales
 
     def __post_init__(self) -> None:
+        settle(self)
         check_patch_nums(self.patch_nums)
+        fine = len(self.ch_mult) >= 1 and min(self.ch_mult) >= 1
+        require(fine, "ch_mult", self.ch_mult, "positive, one a level")
         factor = 2 ** (len(self.ch_mult) - 1)
-        _require(self.resolution >= 1, "resolution", self.resolution, "positive")
+        require(self.resolution >= 1, "resolution", self.resolution, "positive")
         if self.resolution % factor or self.resolution // factor != self.patch_nums[-1]:
             raise UserError(
                 f"resolution {self.resolution} does not fit: a schedule that ends at "
                 f"{self.patch_nums[-1]} and {len(self.ch_mult)} levels (a factor of {factor}) "
                 f"need resolution {self.patch_nums[-1] * factor}"
             )
-        _require(self.vocab_size >= 2, "vocab_size", self.vocab_size, "at least 2")
-        _require(1 <= self.num_phi <= 64, "num_phi", self.num_phi, "from 1 to 64")
+        require(self.vocab_size >= 2, "vocab_size", self.vocab_size, "at least 2")
+        require(1 <= self.num_phi <= 64, "num_phi", self.num_phi, "from 1 to 64")
         for name in ("z_channels", "ch", "num_res_blocks"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "positive")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "positive")
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -77,12 +67,18 @@ class TransformerConfig:
     unconditional: bool = False  # one class, fed the null index: no guidance
 
     def __post_init__(self) -> None:
+        settle(self)
         check_patch_nums(self.patch_nums)
-        _require(self.mask in MASKS, "mask", self.mask, f"one of {', '.join(MASKS)}")
-        for name in ("num_classes", "depth", "width", "num_heads", "z_channels", "num_phi"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "positive")
-        _require(self.width % self.num_heads == 0, "width", self.width, "a multiple of num_heads")
-        _require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "in [0, 1)")
+        for name in ("num_classes", "depth", "width", "num_heads", "z_channels"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "positive")
+        for name in ("mlp_ratio", "norm_eps"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        require(self.vocab_size >= 2, "vocab_size", self.vocab_size, "at least 2")
+        require(1 <= self.num_phi <= 64, "num_phi", self.num_phi, "from 1 to 64")
+        if self.unconditional:
+            require(self.num_classes == 1, "num_classes", self.num_classes, "1 if unconditional")
+        require(self.width % self.num_heads == 0, "width", self.width, "a multiple of num_heads")
+        require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "in [0, 1)")
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -93,9 +89,6 @@ class TransformerConfig:
 CfgRamp = Literal["linear", "constant", "window"]
 Resample = Literal["masked", "simple"]
 Feedback = Literal["updated", "kept", "none"]
-CFG_RAMPS: tuple[CfgRamp, ...] = get_args(CfgRamp)
-RESAMPLES: tuple[Resample, ...] = get_args(Resample)
-FEEDBACKS: tuple[Feedback, ...] = get_args(Feedback)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,28 +108,22 @@ class SamplerConfig:
     feedback: Feedback = "updated"  # what a pass sees of the scale's own codes
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.patch_nums is not None:
             check_patch_nums(self.patch_nums)
-        _require(_is_finite(self.cfg) and self.cfg >= 0, "cfg", self.cfg, "finite and >= 0")
+        require(self.cfg >= 0, "cfg", self.cfg, ">= 0")
         low, high = self.cfg_window
-        _require(0 <= low <= high <= 1, "cfg_window", self.cfg_window, "0 <= low <= high <= 1")
-        _require(self.top_k >= 0, "top_k", self.top_k, ">= 0 (0 keeps every code)")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
-        _require(0 <= self.epsilon < 1, "epsilon", self.epsilon, "in [0, 1)")
-        _require(self.refine_steps >= 0, "refine_steps", self.refine_steps, ">= 0")
-        _require(
+        require(0 <= low <= high <= 1, "cfg_window", self.cfg_window, "0 <= low <= high <= 1")
+        require(self.top_k >= 0, "top_k", self.top_k, ">= 0 (0 keeps every code)")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        require(0 <= self.epsilon < 1, "epsilon", self.epsilon, "in [0, 1)")
+        require(self.refine_steps >= 0, "refine_steps", self.refine_steps, ">= 0")
+        require(
             0 <= self.resample_threshold <= 1,
             "resample_threshold",
             self.resample_threshold,
             "a probability in [0, 1]",
         )
-        for name, allowed in (
-            ("cfg_ramp", CFG_RAMPS),
-            ("resample", RESAMPLES),
-            ("feedback", FEEDBACKS),
-        ):
-            value = getattr(self, name)
-            _require(value in allowed, name, value, f"one of {', '.join(allowed)}")
 
     def active(self) -> dict[str, Any]:
         """The settings that bear on the result; those left out are inactive.
@@ -157,51 +144,3 @@ class SamplerConfig:
         elif not masked:
             del settings["resample_threshold"]
         return settings
-
-
-def _accepts(annotation: Any, value: Any) -> bool:
-    """Whether ``value`` has the annotated type; an int passes for a float, a bool for neither."""
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        return any(_accepts(option, value) for option in get_args(annotation))
-    if origin is Literal:
-        return value in get_args(annotation)
-    if origin is tuple:
-        inner = get_args(annotation)[0]
-        return isinstance(value, tuple) and all(_accepts(inner, item) for item in value)
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return annotation is Any or isinstance(value, annotation)
-
-
-def from_dict(kind: type[C], values: dict[str, Any], where: str = "") -> C:
-    """Build a configuration from JSON values: lists become tuples, types are checked.
-
-    Raises:
-        UserError: a field is unknown, missing, of the wrong type or out of range, by name.
-    """
-    prefix = f"{where}: " if where else ""
-    hints = get_type_hints(kind)
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise UserError(f"{prefix}unknown setting {unknown[0]!r}; known: {', '.join(known)}")
-    typed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    for name, value in typed.items():
-        if not _accepts(hints[name], value):
-            expected = getattr(hints[name], "__name__", None)
-            expected = expected if isinstance(hints[name], type) else str(hints[name])
-            raise UserError(f"{prefix}{name} must be of type {expected}, got {value!r}")
-    try:
-        return kind(**typed)
-    except UserError as error:
-        raise UserError(f"{prefix}{error}") from None
-    except TypeError as error:
-        raise UserError(f"{prefix}{error}") from None
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as JSON values: tuples become lists."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}

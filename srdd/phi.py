@@ -1,6 +1,7 @@
 """Residual convolutions that smooth each scale's upsampled codes (VAR's phi)."""
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from srdd.scales import ScaleSchedule
@@ -27,8 +28,15 @@ class PhiBank(nn.Module):
         places_S = np.arange(parent.num_scales) / max(1, parent.num_scales - 1)
         nearest_S = np.abs(places_S[:, None] - ticks_K).argmin(axis=1)  # [S, K] -> [S]
         self.conv_of = dict(zip(parent.patch_nums, nearest_S.tolist(), strict=True))
+        for k, conv in enumerate(self.convs):  # few scales may leave some unused
+            conv.requires_grad_(k in self.conv_of.values())
 
     def forward(self, h: Tensor, patch_num: int) -> Tensor:
         """Blend the map half and half with its convolution."""
-        smooth: Tensor = self.convs[self.conv_of[patch_num]](h)
+        conv = self.convs[self.conv_of[patch_num]]
+        if len(h) == 1 and not h.is_cuda and not torch.is_grad_enabled():
+            # One map alone takes another CPU kernel, which rounds otherwise than a batch's.
+            smooth: Tensor = conv(torch.cat((h, h)))[:1]
+        else:
+            smooth = conv(h)
         return 0.5 * h + 0.5 * smooth  # [B, C, N, N]

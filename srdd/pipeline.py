@@ -18,8 +18,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from srdd.checkpoint import build_empty, load_weights, read_config, save_model
-from srdd.config import SamplerConfig, TokenizerConfig, TransformerConfig, from_dict, to_dict
+from srdd.config import SamplerConfig, TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
+from srdd.fields import from_dict, to_dict
 from srdd.tokenizer import Tokenizer
 from srdd.transformer import ScaleTransformer
 
@@ -49,9 +50,9 @@ class Pipeline:
         self.tokenizer.to(device)
         self.transformer.to(device)
         if dtype is not None:
-            self.transformer.to(dtype)
-            self.transformer.quantizer.float()
-            self.transformer.head.float()
+            for name, parameter in self.transformer.named_parameters():
+                if not name.startswith(("quantizer.", "head.")):
+                    parameter.data = parameter.data.to(dtype)
         return self
 
     def label(self, name: str) -> int:
@@ -126,7 +127,7 @@ def load_pipeline(source: str | Path) -> Pipeline:
         tokenizer=load_tokenizer(directory / "tokenizer"),
         transformer=model.eval().requires_grad_(False),
         sampler=from_dict(SamplerConfig, _read(directory / "sampler.json"), where="sampler.json"),
-        class_names=tuple(_read(directory / "classes.json")),
+        class_names=_class_names(directory / "classes.json"),
     )
 
 
@@ -151,6 +152,13 @@ def _local(source: str | Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path} does not exist here, nor on the hub: {reason}") from None
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    names = _read(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} must be a list of class names")
+    return tuple(names)
 
 
 def _read(path: Path) -> Any:

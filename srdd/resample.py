@@ -9,8 +9,8 @@ from srdd.config import SamplerConfig
 def truncate(probs_BlV: Tensor, config: SamplerConfig) -> Tensor:
     """Set to zero what may not be drawn: ``epsilon``, then ``top_k``, then ``top_p``.
 
-    Not renormalised. The likeliest code always stays. As in VAR, ``top_p`` acts on what ``top_k``
-    left, and drops the unlikely tail whose mass is at most 1 - top_p.
+    Not renormalised. The likeliest code stays, and all stay where all lie below ``epsilon``. As in
+    VAR, ``top_p`` acts on what ``top_k`` left: it drops the tail whose mass is at most 1 - top_p.
     """
     if config.epsilon > 0:
         keep = probs_BlV >= config.epsilon
@@ -20,7 +20,7 @@ def truncate(probs_BlV: Tensor, config: SamplerConfig) -> Tensor:
         floor = probs_BlV.topk(config.top_k, dim=-1).values[..., -1:]
         probs_BlV = torch.where(probs_BlV < floor, 0.0, probs_BlV)
     if config.top_p < 1:
-        ascending, order = probs_BlV.sort(dim=-1)
+        ascending, order = probs_BlV.sort(dim=-1, stable=True)
         tail = ascending.cumsum(-1) <= (1 - config.top_p) * ascending.sum(-1, keepdim=True)
         tail[..., -1] = False
         probs_BlV = probs_BlV.scatter(-1, order, torch.where(tail, 0.0, ascending))

@@ -60,4 +60,6 @@ def image_seed(job_seed: int, i: int) -> int:
 
 def image_seeds(job_seed: int, begin: int, end: int) -> Tensor:
     """Seeds of images ``begin`` to ``end`` of a job: int64 [end - begin]."""
-    return torch.tensor([image_seed(job_seed, i) for i in range(begin, end)], dtype=torch.int64)
+    i_n = torch.arange(begin, end)
+    bits_n = _shift(hash_counters(job_seed, i_n), 64 - _SEED_BITS)
+    return torch.where(i_n == 0, job_seed, bits_n)

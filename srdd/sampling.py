@@ -19,7 +19,7 @@ from srdd.errors import UserError
 from srdd.masks import first_scale_seen
 from srdd.pipeline import Pipeline
 from srdd.resample import candidates, code_probs, draw
-from srdd.rng import uniform
+from srdd.rng import image_seeds, uniform
 from srdd.scales import ScaleSchedule
 from srdd.transformer import Conditioning, ScaleTransformer
 
@@ -64,6 +64,21 @@ class SampleResult:
     gflops: Tensor  # float64 [B], decoder included
 
 
+def _integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
+    """Integers as int64.
+
+    Raises:
+        UserError: they are no integers, or do not fit into 64 bits.
+    """
+    try:
+        tensor = torch.as_tensor(values)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{name} must be integers: {error}") from None
+    if tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.bool):
+        raise UserError(f"{name} must be integers, got {tensor.dtype}")
+    return tensor.to(torch.int64)
+
+
 def visited(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
     """The scales that ``config`` visits of those ``model`` knows.
 
@@ -84,7 +99,10 @@ def visited(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
 
 @torch.no_grad()
 def begin(
-    pipeline: Pipeline, labels_B: Tensor, config: SamplerConfig, seeds_B: Tensor | Sequence[int]
+    pipeline: Pipeline,
+    labels_B: Tensor | Sequence[int],
+    config: SamplerConfig,
+    seeds_B: Tensor | Sequence[int],
 ) -> SampleState:
     """The state before the first scale.
 
@@ -93,24 +111,26 @@ def begin(
     """
     model = pipeline.transformer
     device = model.pos_embed.device
-    seeds_B = torch.as_tensor(seeds_B, dtype=torch.int64, device=device)
-    labels_B = labels_B.to(device)
+    labels_B, seeds_B = _integers("labels", labels_B), _integers("seeds", seeds_B)
+    batch = len(labels_B)
     if labels_B.shape != seeds_B.shape or labels_B.dim() != 1:
         raise UserError(
             f"give one seed an image: {list(labels_B.shape)} labels, {list(seeds_B.shape)} seeds"
         )
+    model.check_labels(labels_B)
+    labels_B, seeds_B = labels_B.to(device), seeds_B.to(device)
     schedule = visited(model, config)
     if model.config.unconditional and config.cfg > 0:
         raise UserError("an unconditional model has no guidance: set cfg to 0")
-    batch, side = len(labels_B), schedule.side
+    side = schedule.side
     cache = null_cache = None
     if any(first_scale_seen(model.config.mask, s) != s for s in range(schedule.num_scales)):
         heads = model.config.num_heads
         head = model.config.width // heads
-        shape = (model.config.depth, batch, heads, head, schedule.spans)
-        cache = KVCache.empty(*shape).to(model.pos_embed)
+        shape = (model.config.depth, batch, heads, head, schedule.spans, model.pos_embed)
+        cache = KVCache.empty(*shape)
         if config.cfg > 0:
-            null_cache = KVCache.empty(*shape).to(model.pos_embed)
+            null_cache = KVCache.empty(*shape)
     null = torch.tensor([model.null_class], device=device)
     counts_B = torch.zeros(batch, dtype=torch.int64, device=device)
     halves = 2 if config.cfg > 0 else 1
@@ -135,7 +155,7 @@ def _probabilities(
     state: SampleState,
     tokens_BlC: Tensor | None,
     schedule: ScaleSchedule,
-    weight: float,
+    weights: tuple[float, ...],
     write: bool,
 ) -> tuple[Tensor, int, int]:
     """One evaluation of the network at the state's scale.
@@ -145,17 +165,16 @@ def _probabilities(
     """
     scale, batch = state.scale, len(state)
     parent_index = schedule.parent_index[scale]
+    weight = weights[scale]
     guided = weight != 0
-    # Later scales look back at the unconditional half too, guided here or not.
-    halves = guided or (write and state.null_cache is not None)
-
-    def embed(conditioning: Conditioning) -> Tensor:
-        if tokens_BlC is None:
-            return model.start(conditioning)
-        return model.embed(tokens_BlC.to(model.pos_embed.dtype), parent_index)
+    # Where the mask looks back, later guided scales need this one's unconditional half too.
+    halves = guided or (write and state.null_cache is not None and any(weights[scale:]))
+    embedded = None
+    if tokens_BlC is not None:
+        embedded = model.embed(tokens_BlC.to(model.pos_embed.dtype), parent_index)
 
     def run(conditioning: Conditioning, cache: KVCache | None) -> Tensor:
-        x_BlW = embed(conditioning)
+        x_BlW = model.start(conditioning) if embedded is None else embedded
         x_BlW = model.hidden(x_BlW, conditioning, cache=cache, scale=scale, write=write)
         return model.before_head(x_BlW, conditioning)
 
@@ -201,6 +220,9 @@ def _select(state: SampleState, rows: Tensor) -> SampleState:
 def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> SampleState:
     """Draw the next scale, refine it, and add it to the map.
 
+    Where the mask looks back, the scale's keys and values go into the state's own cache: a state
+    is advanced once.
+
     Raises:
         FloatingPointError: the network gave logits that are not finite; the scale is named.
     """
@@ -208,7 +230,7 @@ def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> Sa
     schedule = visited(model, config)
     scale = state.scale
     side, parent = schedule.patch_nums[scale], schedule.parent_index[scale]
-    weight = guidance.weights(config, schedule)[scale]
+    weights = guidance.weights(config, schedule)
     nfe_B, flops_B = state.nfe_B.clone(), state.flops_B.clone()
     places_l = torch.arange(side * side, device=state.seeds_B.device)
 
@@ -219,7 +241,7 @@ def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> Sa
         return quantizer.to_scale(f_hat, side).flatten(2).transpose(1, 2)
 
     first = None if scale == 0 else tokens(state.f_hat)
-    probs, nfe, flops = _probabilities(model, state, first, schedule, weight, write=True)
+    probs, nfe, flops = _probabilities(model, state, first, schedule, weights, write=True)
     nfe_B += nfe
     flops_B += flops
     codes_Bl = draw(probs, uniforms(state.seeds_B, 0), config)
@@ -241,7 +263,7 @@ def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> Sa
             if feedback == "kept":
                 h = h * ~redraw.view(-1, 1, side, side)
             shown = tokens(active.f_hat + quantizer.increment(h, side))
-            probs, nfe, flops = _probabilities(model, active, shown, schedule, weight, write=False)
+            probs, nfe, flops = _probabilities(model, active, shown, schedule, weights, write=False)
             nfe_B[rows] += nfe
             flops_B[rows] += flops + increment_flops(model.config)
         drawn = draw(probs, uniforms(active.seeds_B, step), config)
@@ -295,7 +317,7 @@ def split(state: SampleState, sizes: Sequence[int]) -> list[SampleState]:
 
 def sample_stream(
     pipeline: Pipeline,
-    labels_B: Tensor,
+    labels_B: Tensor | Sequence[int],
     config: SamplerConfig | None,
     seeds_B: Tensor | Sequence[int],
 ) -> Iterator[Preview]:
@@ -317,11 +339,13 @@ def finish(pipeline: Pipeline, state: SampleState) -> SampleResult:
 
 def sample(
     pipeline: Pipeline,
-    labels_B: Tensor,
+    labels_B: Tensor | Sequence[int],
     config: SamplerConfig | None = None,
-    seeds_B: Tensor | Sequence[int] = (),
+    seeds_B: Tensor | Sequence[int] | None = None,
 ) -> SampleResult:
-    """Draw an image for each label; ``config`` None uses the pipeline's own settings.
+    """Draw an image for each label.
+
+    ``config`` None uses the pipeline's own settings, ``seeds_B`` None the seeds of job 0.
 
     An image depends on its label, its seed and the settings alone.
 
@@ -330,6 +354,7 @@ def sample(
         FloatingPointError: the network gave logits that are not finite.
     """
     config = config or pipeline.sampler
+    seeds_B = image_seeds(0, 0, len(labels_B)) if seeds_B is None else seeds_B
     state = begin(pipeline, labels_B, config, seeds_B)
     for _ in range(visited(pipeline.transformer, config).num_scales):
         state = advance(pipeline, state, config)

@@ -120,29 +120,32 @@ class ScaleTransformer(nn.Module):
         """The class index that stands for no class."""
         return self.config.num_classes
 
-    def conditioning(self, labels_B: Tensor) -> Conditioning:
-        """Everything the class decides: int64 [B] -> rows for each image.
+    def check_labels(self, labels_B: Tensor) -> None:
+        """Refuse labels outside [0, num_classes]; num_classes is the null class.
 
         Raises:
-            UserError: a label lies outside [0, num_classes]; num_classes is the null class.
+            UserError: the labels are named.
         """
-        if labels_B.numel() and not (
+        if len(labels_B) and not (
             0 <= int(labels_B.min()) and int(labels_B.max()) <= self.null_class
         ):
             raise UserError(
                 f"classes must lie in [0, {self.null_class}) ({self.null_class} is the null "
                 f"class), got {labels_B.tolist()}"
             )
+
+    def conditioning(self, labels_B: Tensor) -> Conditioning:
+        """Everything the class decides: int64 [B], up to the null class -> rows for each image."""
         if self.config.unconditional:
             labels_B = torch.full_like(labels_B, self.null_class)
         start_BW = self.class_emb(labels_B)
         active_BW = F.silu(start_BW)
         if self.config.shared_aln:
-            shared = self.shared_ada_lin(active_BW).view(len(labels_B), 6, -1)
+            shared = self.shared_ada_lin(active_BW).unflatten(1, (6, -1))
             rows = [shared + block.ada_gss[0] for block in self.layers]
         else:
-            rows = [block.ada_lin(active_BW).view(len(labels_B), 6, -1) for block in self.layers]
-        head_B2W = self.head_ada(active_BW).view(len(labels_B), 2, -1)
+            rows = [block.ada_lin(active_BW).unflatten(1, (6, -1)) for block in self.layers]
+        head_B2W = self.head_ada(active_BW).unflatten(1, (2, -1))
         return Conditioning(start_BW, torch.stack(rows, dim=1), head_B2W)
 
     def position(self, parent_index: int) -> Tensor:
@@ -219,7 +222,12 @@ class ScaleTransformer(nn.Module):
 
         Returns:
             float32 [B, L, V].
+
+        Raises:
+            UserError: in eval mode, a label is out of range.
         """
+        if not self.training:  # it waits for the device, so a training step does without
+            self.check_labels(labels_B)
         if tokens_BlC is None:
             with torch.no_grad():
                 tokens_BlC = self.quantizer.teacher_input(codes_BL)
@@ -228,6 +236,7 @@ class ScaleTransformer(nn.Module):
             self.level_embed.weight,
             torch.tensor([e - b for b, e in self.schedule.spans], device=codes_BL.device),
             dim=0,
+            output_size=self.schedule.length,
         )
         start = conditioning.start_BW[:, None] + self.pos_start
         x_BLW = torch.cat((start, self.word_embed(tokens_BlC.to(start.dtype))), dim=1)

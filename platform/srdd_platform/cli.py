@@ -294,7 +294,7 @@ def main() -> None:
 
 def _run_command() -> None:
     command: Any = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog="srdd",
         description="Train, search, compare and serve scale-wise image generators.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),

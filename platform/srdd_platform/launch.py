@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from srdd.checkpoint import save_model
 from srdd.classifier import ClassifierConfig
-from srdd.config import SamplerConfig, to_dict
+from srdd.config import SamplerConfig
 from srdd.errors import UserError
+from srdd.fields import to_dict
 from srdd.masks import Mask
 from srdd.pipeline import Pipeline, load_tokenizer, save_pipeline, save_tokenizer
 from srdd.presets import Preset

@@ -26,8 +26,9 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from srdd.config import SamplerConfig, from_dict
+from srdd.config import SamplerConfig
 from srdd.errors import UserError
+from srdd.fields import from_dict
 from srdd_platform.evaluate import EvaluationConfig, Evaluator
 from srdd_platform.files import digest
 from srdd_platform.rows import read_rows, to_json, write_row

@@ -16,8 +16,9 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, distribution_to_json
 from rich.console import Console
 
-from srdd.config import SamplerConfig, from_dict, to_dict
+from srdd.config import SamplerConfig
 from srdd.errors import UserError
+from srdd.fields import from_dict, to_dict
 from srdd.masks import Mask
 from srdd.pipeline import load_pipeline
 from srdd.presets import Preset, get_preset

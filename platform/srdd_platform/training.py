@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from srdd.classifier import ClassifierConfig
-from srdd.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
+from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
+from srdd.fields import from_dict, to_dict
 from srdd.pipeline import load_tokenizer
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig

@@ -26,7 +26,8 @@ class ClassifierLoss(nn.Module):
         images = to_float(batch.inputs)
         side = images.shape[-1]
         reach = max(1, side // 16)
-        bits = hash_counters(batch.index_b[:, None], torch.arange(2), self.seed, step, _SHIFT)
+        axes_2 = torch.arange(2, device=batch.index_b.device)
+        bits = hash_counters(batch.index_b[:, None], axes_2, self.seed, step, _SHIFT)
         moves = (bits & 0xFFFF) % (2 * reach + 1)
         padded = F.pad(images, (reach,) * 4, mode="replicate")
         crops = [
@@ -43,8 +44,9 @@ class ClassifierTask:
     """The classifier's training."""
 
     def __init__(self, config: ClassifierConfig, optim: OptimConfig) -> None:
-        torch.manual_seed(optim.seed)
-        self.classifier = Classifier(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(optim.seed)
+            self.classifier = Classifier(config)
         self.module = ClassifierLoss(self.classifier, optim.seed)
 
     def after_step(self, batch: Batch, step: int, reduce: Reduce) -> None:

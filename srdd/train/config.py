@@ -1,9 +1,9 @@
 """How a model is trained: what every training shares, and what is particular to each."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from srdd.config import _is_finite, _require
+from srdd.fields import require, settle
 
 LrSchedule = Literal["cosine", "linear", "constant"]
 
@@ -24,18 +24,16 @@ class OptimConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        settle(self)
         for name in ("steps", "batch_size"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "positive")
-        _require(_is_finite(self.lr) and self.lr > 0, "lr", self.lr, "positive")
-        allowed = get_args(LrSchedule)
-        _require(
-            self.lr_schedule in allowed, "lr_schedule", self.lr_schedule, f"of {', '.join(allowed)}"
-        )
+            require(getattr(self, name) >= 1, name, getattr(self, name), "positive")
+        require(self.lr > 0, "lr", self.lr, "positive")
         for name in ("final_lr", "warmup"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
-        _require(self.clip >= 0, "clip", self.clip, ">= 0 (0 leaves the gradient)")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
-        _require(self.seed >= 0, "seed", self.seed, ">= 0")
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        require(0 <= min(self.betas) <= max(self.betas) < 1, "betas", self.betas, "in [0, 1)")
+        require(self.clip >= 0, "clip", self.clip, ">= 0 (0 leaves the gradient)")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        require(self.seed >= 0, "seed", self.seed, ">= 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +48,10 @@ class TokenizerLossConfig:
     restart_until: float = 0.8  # share of the steps after which codes are left alone
 
     def __post_init__(self) -> None:
+        settle(self)
         for name in ("l1", "l2", "vq", "beta", "restart_every"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
-        _require(0 <= self.restart_until <= 1, "restart_until", self.restart_until, "in [0, 1]")
+            require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        require(0 <= self.restart_until <= 1, "restart_until", self.restart_until, "in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,4 +61,5 @@ class TransformerLossConfig:
     label_drop: float = 0.1  # share of images trained on the null class, for guidance
 
     def __post_init__(self) -> None:
-        _require(0 <= self.label_drop < 1, "label_drop", self.label_drop, "in [0, 1)")
+        settle(self)
+        require(0 <= self.label_drop < 1, "label_drop", self.label_drop, "in [0, 1)")

@@ -33,7 +33,7 @@ class Reduce(Protocol):
     world: int
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The elementwise sum over workers."""
+        """The elementwise sum over workers; the tensor itself where there is one worker."""
         ...
 
 
@@ -142,7 +142,6 @@ def fit(
         if not torch.isfinite(norm):  # the norm is global: all workers stop together
             raise FloatingPointError(f"loss or gradient is not finite at step {step + 1}")
         optimizer.step()
-        task.after_step(batch, step, reduce)
         step += 1
         if step % log_every == 0 or step == config.steps:
             names = sorted(metrics)
@@ -150,5 +149,6 @@ def fit(
             means = reduce.sum(own * (share / reduce.world)).tolist()
             logged = {**dict(zip(names, means, strict=True)), **task.metrics(reduce)}
             on_log(step, {**logged, "lr": lr_at(config, step - 1), "grad_norm": float(norm)})
+        task.after_step(batch, step - 1, reduce)
         if step == config.steps or (checkpoint_every and step % checkpoint_every == 0):
             on_checkpoint(step, save_state(task, optimizer, step, reduce))

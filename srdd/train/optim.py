@@ -30,7 +30,7 @@ def lr_at(config: OptimConfig, step: int) -> float:
     warmup = round(config.warmup * config.steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, config.steps - warmup)
+    progress = (step - warmup) / max(1, config.steps - 1 - warmup)
     if config.lr_schedule == "constant":
         return config.lr
     if config.lr_schedule == "linear":

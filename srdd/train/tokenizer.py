@@ -57,8 +57,9 @@ class TokenizerTask:
     def __init__(
         self, config: TokenizerConfig, loss: TokenizerLossConfig, optim: OptimConfig
     ) -> None:
-        torch.manual_seed(optim.seed)
-        self.tokenizer = Tokenizer(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(optim.seed)
+            self.tokenizer = Tokenizer(config)
         self.module = TokenizerLoss(self.tokenizer, loss)
         self.loss = loss
         self.optim = optim
@@ -81,7 +82,7 @@ class TokenizerTask:
         every, done = self.loss.restart_every, step + 1
         if not every or done % every:
             return
-        used_SV = reduce.sum(self.module.used_SV)
+        used_SV = reduce.sum(self.module.used_SV.clone())
         self.module.used_SV.zero_()
         if done > self.loss.restart_until * self.optim.steps:
             return
@@ -101,8 +102,8 @@ class TokenizerTask:
 
     def metrics(self, reduce: Reduce) -> dict[str, float]:
         """How each scale uses the codebook since the last restart."""
-        used_SV = reduce.sum(self.module.used_SV)
-        found = {}
+        used_SV = reduce.sum(self.module.used_SV.clone())
+        found: dict[str, float] = {}
         for side, used_V in zip(self.tokenizer.schedule.patch_nums, used_SV, strict=True):
             usage, perplexity = codebook_usage(used_V)
             found |= {f"usage_{side}x{side}": usage, f"perplexity_{side}x{side}": perplexity}
@@ -110,9 +111,7 @@ class TokenizerTask:
 
     def state_dict(self, reduce: Reduce) -> dict[str, Tensor]:
         """How often each code was used since the last restart, by all workers."""
-        used_SV = reduce.sum(self.module.used_SV.clone())
-        self.load_state_dict({"used_SV": used_SV}, reduce)
-        return {"used_SV": used_SV}
+        return {"used_SV": reduce.sum(self.module.used_SV.clone())}
 
     def load_state_dict(self, state: dict[str, Tensor], reduce: Reduce) -> None:
         """The first worker goes on with the counts, the others from zero."""

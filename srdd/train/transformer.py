@@ -52,7 +52,8 @@ def nll_per_scale(
     model: ScaleTransformer, logits_BLV: Tensor, codes_BL: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative log-likelihood in nats a code: [B, L], and its mean on each scale."""
-    nll_BL = F.cross_entropy(logits_BLV.transpose(1, 2), codes_BL, reduction="none")
+    flat = F.cross_entropy(logits_BLV.flatten(0, 1), codes_BL.flatten(), reduction="none")
+    nll_BL = flat.view(codes_BL.shape)
     means = {}
     for side, (begin, end) in zip(model.schedule.patch_nums, model.schedule.spans, strict=True):
         means[f"nll_{side}x{side}"] = nll_BL[:, begin:end].detach().mean()
@@ -102,9 +103,10 @@ class TransformerTask:
                 "the transformer's patch_nums, vocab_size, z_channels, num_phi "
                 f"{wanted} are not the tokenizer's {found}"
             )
-        torch.manual_seed(optim.seed)
-        self.model = ScaleTransformer(config)
-        init_weights(self.model, gate=init_gate, head=init_head)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(optim.seed)
+            self.model = ScaleTransformer(config)
+            init_weights(self.model, gate=init_gate, head=init_head)
         self.model.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
         self.module = TransformerLoss(self.model, loss, optim.seed)
 

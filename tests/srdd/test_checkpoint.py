@@ -172,10 +172,9 @@ def test_a_tokenizer_comes_back_alone(make_pipeline: MakePipeline, tmp_path: Pat
     save_tokenizer(tokenizer, tmp_path / "t")
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     loaded = load_tokenizer(tmp_path / "t")
-    assert torch.equal(loaded.encode(images), tokenizer.encode(images))
-    assert torch.equal(
-        loaded.decode(loaded.encode(images)), tokenizer.decode(loaded.encode(images))
-    )
+    codes_BL = loaded.encode(images)
+    assert torch.equal(codes_BL, tokenizer.encode(images))
+    assert torch.equal(loaded.decode(codes_BL), tokenizer.decode(codes_BL))
 
 
 def test_images_and_codes_of_a_wrong_shape_are_refused(make_pipeline: MakePipeline) -> None:

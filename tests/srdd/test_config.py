@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from srdd import Pipeline, SamplerConfig, sample
-from srdd.config import TokenizerConfig, TransformerConfig, from_dict, to_dict
+from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
+from srdd.fields import from_dict, to_dict
 from srdd.presets import PRESETS, get_preset
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
 
@@ -136,18 +137,18 @@ def test_a_training_setting_out_of_range_is_refused_by_name(
     ("values", "said"),
     [
         ({"cfgs": 1.0}, "unknown setting 'cfgs'; known: patch_nums, cfg,"),
-        ({"cfg": "3"}, "cfg must be of type float, got '3'"),
-        ({"cfg": True}, "cfg must be of type float, got True"),
-        ({"top_k": True}, "top_k must be of type int, got True"),
-        ({"top_k": 1.0}, "top_k must be of type int, got 1.0"),
-        ({"top_k": None}, "top_k must be of type int"),
-        ({"patch_nums": [1, 2.5]}, "patch_nums must be of type"),
-        ({"patch_nums": [1, True]}, "patch_nums must be of type"),
-        ({"patch_nums": 4}, "patch_nums must be of type"),
+        ({"cfg": "3"}, "cfg must be a finite number, got '3'"),
+        ({"cfg": True}, "cfg must be a finite number, got True"),
+        ({"top_k": True}, "top_k must be an integer, got True"),
+        ({"top_k": 1.0}, "top_k must be an integer, got 1.0"),
+        ({"top_k": None}, "top_k must be an integer"),
+        ({"patch_nums": [1, 2.5]}, "patch_nums must be a list of integers"),
+        ({"patch_nums": [1, True]}, "patch_nums must be a list of integers"),
+        ({"patch_nums": 4}, "patch_nums must be a list of integers"),
         ({"cfg_ramp": "sine"}, "cfg_ramp must be"),
         ({"cfg_ramp": ["linear"]}, "cfg_ramp must be"),
         ({"cfg_window": [0.5]}, "cfg_window"),
-        ({"cfg_window": [0.1, "a"]}, "cfg_window must be of type"),
+        ({"cfg_window": [0.1, "a"]}, "cfg_window must be 2 finite numbers"),
         ({"top_p": 2.0}, "top_p must be in"),
         ([], "settings|object"),
         (["cfg"], "cfg|object"),

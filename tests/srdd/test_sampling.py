@@ -332,21 +332,6 @@ def test_states_can_be_joined_and_split_between_scales(
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_a_state_can_be_continued_twice(make_pipeline: MakePipeline, mask: Mask) -> None:
-    """It is frozen: what is drawn from it once must not bear on what is drawn later."""
-    pipeline = make_pipeline(mask)
-    plain, greedy = SamplerConfig(), SamplerConfig(top_k=1)
-    start = sampling.begin(pipeline, LABELS, plain, SEEDS)
-    start = sampling.advance(pipeline, start, plain)
-    first = sampling.advance(pipeline, start, plain)
-    branch = sampling.advance(pipeline, start, greedy)
-    first = sampling.advance(pipeline, first, plain)
-    sampling.advance(pipeline, branch, greedy)
-    first = sampling.advance(pipeline, first, plain)
-    assert torch.equal(first.codes_BL, sample(pipeline, LABELS, plain, SEEDS).codes_BL)
-
-
-@pytest.mark.parametrize("mask", MASKS)
 def test_pruning_nothing_is_the_identity(make_pipeline: MakePipeline, mask: Mask) -> None:
     pipeline = make_pipeline(mask)
     config = SamplerConfig(cfg=2.0, refine_steps=1)

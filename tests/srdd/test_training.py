@@ -361,6 +361,19 @@ def test_restarts_stop_late_in_training_and_can_be_turned_off() -> None:
         assert bool(task.module.used_SV.any()) == (settings.get("restart_every") == 0)
 
 
+def test_usage_is_logged_before_a_restart_forgets_it() -> None:
+    """Logging and restarts fall on the same steps by default, every hundredth."""
+    logged: list[dict[str, float]] = []
+    task = _tokenizer_task()
+    fit(task, OPTIM, _batches(_images(), 4), log_every=4, on_log=lambda _, m: logged.append(m))
+    assert len(logged) == 3
+    for metrics in logged:
+        for side in SIDES:
+            usage = metrics[f"usage_{side}x{side}"]
+            assert 1 / 64 <= usage <= 1
+            assert 1 <= metrics[f"perplexity_{side}x{side}"] <= 64 * usage + 1e-6
+
+
 @torch.no_grad()
 def test_two_workers_restart_as_one_does() -> None:
     tasks = [_tokenizer_task() for _ in range(3)]

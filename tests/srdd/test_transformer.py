@@ -81,7 +81,9 @@ def _stepwise_logits(model: ScaleTransformer, labels_B: Tensor, codes_BL: Tensor
     conditioning = model.conditioning(labels_B)
     tokens_BlC = model.quantizer.teacher_input(codes_BL)
     head = config.width // config.num_heads
-    cache = KVCache.empty(config.depth, len(labels_B), config.num_heads, head, schedule.spans)
+    cache = KVCache.empty(
+        config.depth, len(labels_B), config.num_heads, head, schedule.spans, model.pos_embed
+    )
     logits = []
     for scale, (begin, end) in enumerate(schedule.spans):
         if scale == 0:
@@ -174,7 +176,7 @@ def test_a_pass_that_does_not_write_sees_its_own_keys_and_leaves_the_cache(
     model = make_pipeline("block_causal").transformer
     labels_B, codes_BL = _inputs(model)
     conditioning = model.conditioning(labels_B)
-    cache = KVCache.empty(3, 3, 4, 8, model.schedule.spans)
+    cache = KVCache.empty(3, 3, 4, 8, model.schedule.spans, model.pos_embed)
     model.hidden(model.start(conditioning), conditioning, cache=cache, scale=0)
     tokens_BlC = model.quantizer.teacher_input(codes_BL)[:, :4]
     model.hidden(model.embed(tokens_BlC, 1), conditioning, cache=cache, scale=1)
@@ -246,7 +248,7 @@ def test_an_unconditional_model_has_one_class(make_pipeline: MakePipeline) -> No
 def test_a_class_out_of_range_is_refused(make_pipeline: MakePipeline, label: int) -> None:
     model = make_pipeline().transformer
     with pytest.raises(UserError, match=r"classes must lie in \[0, 5\).*got \[0, " + str(label)):
-        model.conditioning(torch.tensor([0, label]))
+        model(torch.tensor([0, label]), torch.zeros(2, model.schedule.length, dtype=torch.int64))
 
 
 def test_a_scale_has_its_own_positions_and_level(make_pipeline: MakePipeline) -> None:

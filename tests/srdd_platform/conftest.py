@@ -87,4 +87,3 @@ def classifier_dir(digits_shards: Path, tmp_path_factory: pytest.TempPathFactory
     directory = tmp_path_factory.mktemp("classifier") / "model"
     save_model(directory, "classifier", model, task.classifier.state_dict())
     return directory
-

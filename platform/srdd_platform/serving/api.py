@@ -15,7 +15,7 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
 from srdd.pipeline import Pipeline
@@ -36,10 +37,6 @@ MAX_N = 64  # images a request
 MAX_BODY = 16 * 1024  # bytes
 SEEDS = 2**53  # a seed survives JSON and JavaScript
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Outcome = Literal["done", "refused", "failed", "cancelled"]
 Record = Callable[[Outcome, int, dict[str, float]], None]
 
@@ -178,7 +175,6 @@ class Service:
         """The one model served."""
         model = self.pipeline.transformer.config
         card = {
-            "id": "unconditional" if model.unconditional else f"{model.num_classes} classes",
             "classes": list(self.pipeline.class_names),
             "unconditional": model.unconditional,
             "settings": self.settings(),
@@ -213,7 +209,7 @@ def _encode(images: Tensor) -> list[str]:
 class BodyLimit:
     """ASGI middleware that answers 413 to a body that is too large, announced or not."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -28,6 +28,7 @@ from srdd_platform.serving.api import MAX_N, Outcome, Service, create_app
 from srdd_platform.serving.engine import Engine
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+APPLICATION = "srdd"
 BATCHES_QUEUED = 8  # images inside a replica, in batches
 DRAIN_S = 20.0  # a stopping replica's time for the requests it has
 READY_S = 60.0
@@ -100,7 +101,7 @@ class Generator:
 
 
 def deploy(
-    options: ReplicaOptions, *, replicas: int = 1, name: str = "srdd", route_prefix: str = "/"
+    options: ReplicaOptions, *, replicas: int = 1, name: str = APPLICATION, route_prefix: str = "/"
 ) -> None:
     """Deploy a pipeline on the Serve that runs, and wait until it is warm."""
     gpus = 0 if options.device == "cpu" else 1
@@ -171,7 +172,7 @@ def run(
             try:
                 deploy(options, replicas=replicas)
             except RuntimeError as error:
-                raise UserError(f"the model did not start: {_reason(error)}") from error
+                raise UserError(f"the model did not start: {_reason()}") from error
             _wait_healthy(url)
             if ready is not None:
                 ready(url)
@@ -218,10 +219,12 @@ def _serving() -> bool:
     return any(actor["name"] == CONTROLLER for actor in names)
 
 
-def _reason(error: RuntimeError) -> str:
-    """The last line of a replica's traceback says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _reason() -> str:
+    """Why no replica came up: the last line of its traceback."""
+    lines = ["no replica says why"]
+    for deployment in serve.status().applications[APPLICATION].deployments.values():
+        lines += [line.strip() for line in deployment.message.splitlines() if line.strip()]
+    return lines[-1]
 
 
 def _wait_healthy(url: str) -> None:

@@ -1,0 +1,78 @@
+"""Tables on the terminal."""
+
+import io
+import math
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from srdd_platform.rows import SCHEMA, Row, frontier, to_json
+from srdd_platform.tables import SHOWN, live, print_frontier, rows_table
+
+
+def row(order: int, **values: Any) -> dict[str, Any]:
+    made = {"key": f"k{order}", "kind": "trial", "name": "", "order": order, **values}
+    return to_json(Row(**made))
+
+
+def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file, force_terminal=terminal, width=120, color_system=None), file
+
+
+def test_what_is_inactive_is_a_dash() -> None:
+    plain = row(0, cfg=0.5, refine_steps=0, fid=1.23456, nfe=4.0)
+    cells = [list(column.cells) for column in rows_table("t", [plain]).columns]
+    headings = [str(column.header) for column in rows_table("t", [plain]).columns]
+    shown = {heading: cell[0] for heading, cell in zip(headings, cells, strict=True)}
+    assert shown["cfg"] == "0.5"
+    assert shown["T"] == "0"
+    assert shown["threshold"] == shown["feedback"] == shown["accuracy"] == "-"
+    assert shown["FID"] == "1.235"
+    assert shown["NFE"] == "4.0"
+
+
+def test_without_a_terminal_each_row_is_a_line() -> None:
+    out, file = console(terminal=False)
+    with live(5, [row(0, fid=3.0)], out) as on_row:
+        on_row(row(1, fid=2.0, feedback="[kept]"))
+        on_row({**row(2), "fid": math.nan})
+    lines = file.getvalue().splitlines()
+    assert [line.split("]")[0].strip() for line in lines] == ["[2/5", "[3/5"]
+    assert "FID 2 " in lines[0]
+    assert "feedback [kept]" in lines[0]  # not taken for markup
+    assert "FID -" in lines[1]
+
+
+def test_on_a_terminal_the_table_grows() -> None:
+    out, file = console(terminal=True)
+    with live(40, [row(0, fid=3.0)], out) as on_row:
+        for i in range(1, SHOWN + 5):
+            on_row(row(i, fid=3.0 - i / 100, cfg=float(i)))
+    text = file.getvalue()
+    assert f"{SHOWN + 5} of 40 trials, lowest FID 2.84" in text
+
+
+def test_the_title_survives_a_failed_trial() -> None:
+    out, file = console(terminal=True)
+    with live(3, [], out) as on_row:
+        on_row({**row(0), "fid": math.nan})  # as Tune reports it
+        on_row(row(1, fid=5.0))
+        on_row(row(2, fid=4.0))
+    assert "3 of 3 trials, lowest FID 4" in file.getvalue()
+
+
+def test_the_frontier_names_the_extractor() -> None:
+    rows = [
+        row(0, fid=2.0, gflops_per_image=1.0, extractor="classifier-12345678", cfg=0.25),
+        row(1, fid=3.0, gflops_per_image=2.0, extractor="classifier-12345678", cfg=0.75),
+        {**row(2, fid=9.0), "kind": "reference"},
+    ]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA).to_pandas()
+    out, file = console(terminal=False)
+    print_frontier(frontier(table), table, out)
+    text = file.getvalue()
+    assert "Frontier of 2 trials (FID on features of classifier-12345678)" in text
+    assert "0.25" in text
+    assert "0.75" not in text  # beaten
