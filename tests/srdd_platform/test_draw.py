@@ -1,12 +1,11 @@
 """``srdd sample``: a grid or single images, whose bytes depend on model, settings and seed alone."""
 
 import csv
-import io
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,8 +19,11 @@ REFINING = "--cfg 1.5 --refine-steps 2 --resample-threshold 0.1 --feedback kept"
 REFINED = SamplerConfig(cfg=1.5, refine_steps=2, resample_threshold=0.1, feedback="kept")
 
 
+Command = Callable[..., str]
+
+
 @pytest.fixture
-def srdd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def srdd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run the console script in this process; returns what it printed."""
 
     def run(*arguments: object) -> str:
@@ -47,7 +49,9 @@ def table(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_grid_holds_the_library_s_images(srdd, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_a_grid_holds_the_library_s_images(
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "new" / "grid.png"
     said = srdd(
         "sample", "--model", tiny_pipeline, "--classes", "3,five", "--num", 7, "--seed", 4,
@@ -62,7 +66,7 @@ def test_a_grid_holds_the_library_s_images(srdd, tiny_pipeline: Path, tmp_path: 
 
 
 def test_a_directory_holds_images_and_their_table(
-    srdd, tiny_pipeline: Path, tmp_path: Path
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "samples"
     srdd(
@@ -84,7 +88,9 @@ def test_a_directory_holds_images_and_their_table(
         assert (out / f"{i:06d}.png").read_bytes() == to_png(image)
 
 
-def test_an_image_can_be_drawn_again_alone(srdd, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_an_image_can_be_drawn_again_alone(
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path
+) -> None:
     srdd("sample", "--model", tiny_pipeline, "--num", 6, "--out", tmp_path / "all")
     row = table(tmp_path / "all")[4]
     srdd(
@@ -95,7 +101,7 @@ def test_an_image_can_be_drawn_again_alone(srdd, tiny_pipeline: Path, tmp_path: 
     assert again == (tmp_path / "all" / "000004.png").read_bytes()
 
 
-def test_without_classes_all_take_turns(srdd, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_without_classes_all_take_turns(srdd: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
     srdd("sample", "--model", tiny_pipeline, "--num", 12, "--out", tmp_path / "out")
     labels = [int(row["label"]) for row in table(tmp_path / "out")]
     assert labels == [*range(10), 0, 1]
@@ -103,7 +109,7 @@ def test_without_classes_all_take_turns(srdd, tiny_pipeline: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("mask", ["markov", "block_causal"])
 def test_the_bytes_do_not_depend_on_the_batch(
-    srdd, tiny_pipelines: dict[str, Path], tmp_path: Path, mask: str
+    srdd: Command, tiny_pipelines: dict[str, Path], tmp_path: Path, mask: str
 ) -> None:
     common = ["sample", "--model", tiny_pipelines[mask], "--num", 7, "--seed", 1, *REFINING]
     grids = {}
@@ -117,7 +123,7 @@ def test_the_bytes_do_not_depend_on_the_batch(
 
 
 def test_the_pipeline_s_own_settings_hold_where_none_is_given(
-    srdd, tiny_pipeline: Path, tmp_path: Path
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     pipeline = load_pipeline(tiny_pipeline)
     tuned = tmp_path / "run" / "model"
@@ -134,7 +140,9 @@ def test_the_pipeline_s_own_settings_hold_where_none_is_given(
     assert (tmp_path / "plain.png").read_bytes() == to_png(grid(images))
 
 
-def test_every_setting_reaches_the_sampler(srdd, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_every_setting_reaches_the_sampler(
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path
+) -> None:
     srdd(
         "sample", "--model", tiny_pipeline, "--num", 3, "--out", tmp_path / "g.png",
         "--cfg", 2, "--cfg-ramp", "constant", "--top-k", 9, "--top-p", 0.8, "--epsilon", 0.01,
@@ -149,7 +157,9 @@ def test_every_setting_reaches_the_sampler(srdd, tiny_pipeline: Path, tmp_path: 
     assert (tmp_path / "g.png").read_bytes() == to_png(grid(images))
 
 
-def test_samples_replace_earlier_samples(srdd, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_samples_replace_earlier_samples(
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "samples"
     srdd("sample", "--model", tiny_pipeline, "--num", 5, "--out", out)
     srdd("sample", "--model", tiny_pipeline, "--num", 2, "--out", out)
@@ -159,25 +169,25 @@ def test_samples_replace_earlier_samples(srdd, tiny_pipeline: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]
 
 
-def test_an_empty_directory_is_filled(srdd, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_an_empty_directory_is_filled(srdd: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     srdd("sample", "--model", tiny_pipeline, "--num", 1, "--out", tmp_path / "out")
     assert len(table(tmp_path / "out")) == 1
 
 
-def test_reduced_precision_is_close(srdd, tiny_pipeline: Path, tmp_path: Path) -> None:
-    """bfloat16 flips few codes: most pixels stay near; another seed's do not."""
-    outs = {}
-    for name, options in {"full": [], "half": ["--dtype", "bfloat16"]}.items():
-        srdd("sample", "--model", tiny_pipeline, "--num", 8, "--out", tmp_path / name, *options)
-        data = [(tmp_path / name / f"{i:06d}.png").read_bytes() for i in range(8)]
-        outs[name] = np.stack([np.array(Image.open(io.BytesIO(x))) for x in data]).astype(int)
-    gap = np.abs(outs["full"] - outs["half"])
-    assert np.median(gap) <= 2
+def test_reduced_precision_is_the_transformer_s(
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "half.png"
+    srdd("sample", "--model", tiny_pipeline, "--num", 4, "--out", out, "--dtype", "bfloat16")
+    half = load_pipeline(tiny_pipeline).to("cpu", torch.bfloat16)
+    result = sample(half, torch.arange(4), None, [image_seed(0, i) for i in range(4)])
+    assert result.images.dtype == torch.float32
+    assert out.read_bytes() == to_png(grid(to_uint8(result.images)))
 
 
 def test_the_pipeline_s_class_names_may_be_numbers(
-    srdd, tiny_pipeline: Path, tmp_path: Path
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     """A name wins over an index, as in the digits' own data."""
     loaded = load_pipeline(tiny_pipeline)
@@ -189,3 +199,9 @@ def test_the_pipeline_s_class_names_may_be_numbers(
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert [(row["label"], row["class"]) for row in table(tmp_path / "out")] == [("0", "9")]
+
+
+@pytest.mark.xfail(strict=True, reason="the path is printed as markup")
+def test_a_path_is_not_markup(srdd: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cfg[bold]3.png"
+    assert str(out) in srdd("sample", "--model", tiny_pipeline, "--num", 1, "--out", out)

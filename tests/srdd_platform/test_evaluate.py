@@ -230,6 +230,7 @@ def test_the_untrained_model_is_another_one_of_the_same_shape(evaluator: Evaluat
     assert not torch.equal(draws[0].images, here.images)
 
 
+@pytest.mark.xfail(strict=True, reason="the model is built outside of the fork")
 def test_making_the_untrained_model_leaves_the_random_state(evaluator: Evaluator) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)

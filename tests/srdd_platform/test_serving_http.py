@@ -29,6 +29,7 @@ from srdd_platform.serving.app import ReplicaOptions, _free_port, _stopped_by_si
 pytestmark = pytest.mark.ray
 
 PATH = "/v1/images/generations"
+JSON = {"Content-Type": "application/json"}
 POLLS = 400  # a bound; each poll is a request
 POLL_S = 0.1
 
@@ -132,9 +133,8 @@ def test_concurrent_clients_share_batches_and_get_the_same_bytes(url: str) -> No
         return alone, together
 
     alone, together = talk(url, use)
-    assert [one["timing"]["batch_images"] for one in alone] == [body["n"] for body in bodies]
     for body, one, other in zip(bodies, alone, together, strict=True):
-        assert other["timing"]["batch_images"] > body["n"]
+        assert one["timing"]["batch_images"] == body["n"] < other["timing"]["batch_images"]
         assert len(one["data"]) == body["n"]
         assert one["data"] == other["data"]
         assert one["settings"] == other["settings"]
@@ -177,7 +177,7 @@ REFUSED: list[tuple[str, list[Any], str]] = [
 def test_a_wrong_body_is_refused_by_field(
     client: httpx.Client, body: str, loc: list[Any], allowed: str
 ) -> None:
-    answer = client.post(PATH, content=body, headers={"Content-Type": "application/json"})
+    answer = client.post(PATH, content=body, headers=JSON)
     assert answer.status_code == 422
     (error,) = answer.json()["detail"]
     assert error["loc"] == loc
@@ -185,15 +185,9 @@ def test_a_wrong_body_is_refused_by_field(
     assert error.keys() == {"loc", "msg", "type"}
 
 
-def test_every_wrong_field_is_named(client: httpx.Client) -> None:
-    answer = client.post(PATH, json={"class": False, "n": 0, "seed": -1, "x": 1})
-    fields = [error["loc"][-1] for error in answer.json()["detail"]]
-    assert sorted(fields) == ["class", "n", "seed", "x"]
-
-
 @pytest.mark.parametrize("body", ["[" * 10_000, '{"class": ' + "1" * 5_000 + "}"])
 def test_json_that_cannot_be_read_is_the_client_s_fault(client: httpx.Client, body: str) -> None:
-    answer = client.post(PATH, content=body, headers={"Content-Type": "application/json"})
+    answer = client.post(PATH, content=body, headers=JSON)
     assert answer.status_code in (400, 422)
     assert "detail" in answer.json()
 
@@ -212,14 +206,13 @@ def test_wrong_methods_and_paths(client: httpx.Client, method: str, path: str, s
 def test_a_body_that_is_too_large(client: httpx.Client, announced: bool) -> None:
     text = json.dumps({"class": 1, "n": 1}).encode().ljust(1_000_000)
     content = text if announced else iter([text[:500_000], text[500_000:]])
-    answer = client.post(PATH, content=content, headers={"Content-Type": "application/json"})
+    answer = client.post(PATH, content=content, headers=JSON)
     assert answer.status_code == 413
     assert answer.json() == {"detail": "the body may have at most 16384 bytes"}
 
 
 def test_health_and_models(client: httpx.Client) -> None:
-    health = client.get("/healthz")
-    assert (health.status_code, health.json()["status"]) == (200, "ok")
+    assert client.get("/healthz").json()["status"] == "ok"
     (card,) = client.get("/v1/models").json()["data"]
     assert card["classes"][3] == "three"
     assert card["settings"]["patch_nums"] == [1, 2, 3, 4]
@@ -236,9 +229,10 @@ def test_a_full_queue_refuses_until_a_client_has_left(url: str) -> None:
 
     async def use(client: httpx.AsyncClient) -> tuple[httpx.Response, httpx.Response]:
         path = f"/slow{PATH}"
-        large = asyncio.ensure_future(client.post(path, json={"class": 1, "n": 64}))
+        body = {"class": 1, "n": 64}  # all that fits, so nothing may stand beside it
+        large = asyncio.ensure_future(client.post(path, json=body))
         await until(client, lambda health: sum(health["images"].values()) > 0)
-        refused = await client.post(path, json={"class": 1})
+        refused = await client.post(path, json=body)
         large.cancel()
         await asyncio.gather(large, return_exceptions=True)
         await until(client, lambda health: sum(health["images"].values()) == 0)
@@ -258,16 +252,14 @@ def test_images_are_counted_where_prometheus_reads(client: httpx.Client) -> None
     assert client.post(PATH, json={"class": 1, "n": 3}).status_code == 200
     (node,) = [node for node in ray.nodes() if node["Alive"]]
     address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-    wanted = ("ray_srdd_images_total{", "ray_srdd_requests_total{", "ray_srdd_request_seconds_sum{")
+    wanted = ("images_total{", "requests_total{", "request_seconds_sum{")
     text = ""
     for _ in range(POLLS):
         text = httpx.get(address, trust_env=False, timeout=30).text
-        if all(name in text for name in wanted):
-            break
+        if all(f"ray_srdd_{name}" in text for name in wanted):
+            return
         time.sleep(POLL_S)
-    for name in wanted:
-        assert name in text
-    assert 'outcome="done"' in text
+    pytest.fail("\n".join(line for line in text.splitlines() if "srdd" in line))
 
 
 def test_a_taken_port_is_refused_before_anything_starts(tiny_pipeline: Path) -> None:
