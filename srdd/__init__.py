@@ -3,7 +3,8 @@
 from srdd.config import SamplerConfig
 from srdd.pipeline import Pipeline, load_pipeline
 from srdd.rng import image_seed
-from srdd.sampling import Preview, SampleResult, sample, sample_stream
+from srdd.sample_state import Preview, SampleResult
+from srdd.sampling import sample, sample_stream
 
 __all__ = [
     "Pipeline",

@@ -11,8 +11,8 @@ steps, feedback and guidance for low FID at low cost. Given again it goes on whe
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from srdd_platform.cli import sweep_main
 from srdd_platform.sweep import Grid
+from srdd_platform.sweep_cli import sweep_main
 
 SPACE = {
     "resample_threshold": FloatDistribution(1e-4, 0.3, log=True),

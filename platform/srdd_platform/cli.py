@@ -3,20 +3,18 @@
 import errno
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
-from optuna.distributions import BaseDistribution
 from rich.console import Console
 from rich.progress import Progress
 
 from srdd.errors import UserError
 from srdd.masks import Mask
 from srdd.presets import get_preset
-from srdd_platform.sweep import Grid, SweepArgs, run_sweep
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -300,15 +298,3 @@ def _run_command() -> None:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     command.run(Console())
-
-
-def sweep_main(
-    name: str, space: Mapping[str, BaseDistribution], grid: Grid, doc: str | None
-) -> None:
-    """The main of a sweep script: parse its options and run it."""
-
-    def action() -> None:
-        args = tyro.cli(SweepArgs, description=doc)
-        run_sweep(name, space, grid, args, Console())
-
-    guarded(action)

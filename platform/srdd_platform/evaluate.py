@@ -18,7 +18,8 @@ from torch import Tensor
 from srdd.config import SamplerConfig
 from srdd.pipeline import Pipeline, load_pipeline
 from srdd.rng import image_seeds
-from srdd.sampling import SampleResult, sample
+from srdd.sample_state import SampleResult
+from srdd.sampling import sample
 from srdd.train.tokenizer import to_float
 from srdd.train.transformer import init_weights
 from srdd.transformer import ScaleTransformer

@@ -5,10 +5,8 @@ given again when all is done it only prints.
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +16,23 @@ from rich.console import Console
 
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd.fields import from_dict, to_dict
-from srdd.masks import Mask
+from srdd.fields import to_dict
 from srdd.pipeline import load_pipeline
-from srdd.presets import Preset, get_preset
+from srdd.presets import get_preset
 from srdd_platform import references, tables
-from srdd_platform.codes import codes_dir, encode
-from srdd_platform.data import Manifest, prepare
+from srdd_platform.best import BEST_RULE, best_row, row_config, save_best
+from srdd_platform.data import Manifest
 from srdd_platform.evaluate import EvaluationConfig, weights_digest
-from srdd_platform.files import atomic_path, digest, sha256_file, write_json
-from srdd_platform.launch import Options, is_finished, make_job, train
-from srdd_platform.ray_session import Session, session
+from srdd_platform.files import sha256_file
+from srdd_platform.models import Models, ready_models
+from srdd_platform.ray_session import Session
 from srdd_platform.report import build_report
-from srdd_platform.rows import PARAMETERS, compile_table, frontier, read_rows
+from srdd_platform.rows import compile_table, frontier, read_rows
 from srdd_platform.runs import model_dir, note, open_run
 from srdd_platform.search import Search, check_space, run_search, trial_rows
+from srdd_platform.sweep_args import Cluster, SweepArgs, lazy_cluster
 
-MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # trained with the same budget
 HYPERVOLUME_COST, HYPERVOLUME_FID = 8.0, 2.0  # times plain SDD at the grid's cfg
-BEST_RULE = "lowest FID of all trials; the cheaper one of equals"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,91 +56,6 @@ class Grid:
         ]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepArgs:
-    """Options of every sweep. With none at all the digits preset runs from data to report."""
-
-    out: Path | None = None  # sweep directory; default runs/<preset>/<sweep>
-    model: Path | None = None  # search this pipeline instead of training the preset's
-    data: Path | None = None  # its shards (srdd data prepare); needed with --model
-    extractor: str = "classifier"  # whose features are compared: classifier or inception
-    weights: Path | None = None  # the extractor's; without, a classifier is trained on the data
-    trials: int = 24  # distinct rows; a larger number extends a finished sweep
-    num: int = 1000  # images a row, the same number of each class
-    seed: int = 0
-    preset: str = "digits"
-    address: str | None = None  # an existing Ray cluster (host:port or auto); else a local one
-    slots: int | None = None  # trials at once; default one a CPU, or one a GPU
-    device: str = "cpu"
-    dtype: str = "float32"
-    batch_size: int = 250  # images drawn at once
-
-    def __post_init__(self) -> None:
-        for name in ("trials", "num", "batch_size", "slots"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}")
-        if (self.model is None) != (self.data is None):
-            raise UserError("--model and --data go together: the model and its prepared images")
-        if self.model is None and self.weights is not None:
-            raise UserError("--weights goes with --model and --data")
-        if self.extractor not in ("classifier", "inception"):
-            raise UserError(f"--extractor must be classifier or inception, got {self.extractor!r}")
-        if self.extractor == "inception" and self.weights is None:
-            raise UserError("--extractor inception needs --weights FILE")
-        for name in ("model", "data", "weights"):
-            path = getattr(self, name)
-            if path is not None and not path.exists():
-                raise UserError(f"--{name} {path} does not exist")
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """What a sweep works on."""
-
-    pipeline: Path
-    others: tuple[Path, ...]  # models that stand beside it in the report
-    data: Path
-    weights: Path  # the extractor's
-
-
-class Cluster:
-    """Ray, started when first needed: a sweep that is finished needs none."""
-
-    def __init__(self, args: SweepArgs, console: Console) -> None:
-        self._args = args
-        self._console = console
-        self._context: Any = None
-
-    def connect(self) -> Session:
-        """Start or join Ray, once."""
-        if self._context is None:
-            self._context = session(self._args.address)
-            self._session: Session = self._context.__enter__()
-            if self._session.dashboard_url:
-                self._console.print(
-                    f"Ray dashboard: {self._session.dashboard_url} "
-                    "(it asks once for the token that `ray get-auth-token` prints)",
-                    soft_wrap=True,
-                )
-        return self._session
-
-    def close(self) -> None:
-        """Leave Ray if it was joined."""
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = None
-
-
-@contextmanager
-def _cluster(args: SweepArgs, console: Console) -> Iterator[Cluster]:
-    cluster = Cluster(args, console)
-    try:
-        yield cluster
-    finally:
-        cluster.close()
-
-
 def run_sweep(
     name: str,
     space: Mapping[str, BaseDistribution],
@@ -163,8 +74,8 @@ def run_sweep(
     preset = get_preset(args.preset)
     root = Path("runs") / args.preset
     out = args.out or root / name
-    with _cluster(args, console) as cluster:
-        models = _models(args, preset, root, out, cluster, console)
+    with lazy_cluster(args, console) as cluster:
+        models = ready_models(args, preset, root, out, cluster, console)
         evaluation = EvaluationConfig(
             data=str(models.data.resolve()), extractor=args.extractor,
             weights=str(models.weights.resolve()), num=args.num, seed=args.seed,
@@ -177,50 +88,6 @@ def run_sweep(
             report = build_report(out)
     _print_outcome(table, out, report, console)
     return out
-
-
-def _models(
-    args: SweepArgs, preset: Preset, root: Path, out: Path, cluster: Cluster, console: Console
-) -> Models:
-    """The models to search: those given, or the preset's, prepared and trained where missing."""
-    options = Options(seed=args.seed, device="cuda" if args.device.startswith("cuda") else "cpu")
-    if args.model is not None and args.data is not None:
-        load_pipeline(args.model)  # refuses what is no pipeline before anything starts
-        weights = args.weights
-        if weights is None:
-            weights = out.parent / f"{out.name}-classifier"
-            if not is_finished(weights):
-                sized = replace(
-                    preset,
-                    tokenizer=load_pipeline(args.model).tokenizer.config,
-                )
-                job = make_job("classifier", sized, args.data, weights, options)
-                console.print("Training a classifier on the data, as the feature extractor")
-                train([job], cluster.connect(), console)
-        return Models(args.model, (), args.data, weights)
-    data, tokenizer, classifier = root / "data", root / "tokenizer", root / "classifier"
-    if not (data / "manifest.json").exists():
-        console.print(f"Preparing images: {args.preset}, {preset.tokenizer.resolution} px")
-    prepare(source=args.preset, resolution=preset.tokenizer.resolution, out=data)
-    first = [
-        make_job("tokenizer", preset, data, tokenizer, options),
-        make_job("classifier", preset, data, classifier, options),
-    ]
-    if not all(is_finished(Path(job.run)) for job in first):
-        console.print("Training the tokenizer, and the classifier whose features measure FID")
-        train(first, cluster.connect(), console)
-    if not (codes_dir(data, tokenizer) / "manifest.json").exists():
-        console.print("Extracting codes, once for both masks")
-        cluster.connect()
-        encode(data, tokenizer)
-    second = [
-        make_job("transformer", preset, data, root / mask, options, tokenizer=tokenizer, mask=mask)
-        for mask in MASKS
-    ]
-    if not all(is_finished(Path(job.run)) for job in second):
-        console.print("Training the transformers: markov (SDD) and block_causal (VAR)")
-        train(second, cluster.connect(), console)
-    return Models(root / "markov", (root / "block_causal",), data, classifier)
 
 
 def _settings(
@@ -345,42 +212,6 @@ def _slots(args: SweepArgs, cluster: Session) -> tuple[int, int]:
     slots = args.slots or cpus
     cluster.require(cpus=slots)
     return slots, max(1, cpus // slots)
-
-
-def best_row(directory: Path) -> dict[str, Any] | None:
-    """The trial of lowest FID, if any succeeded."""
-    good = [row for row in trial_rows(directory) if row["status"] == "ok"]
-    return min(good, key=lambda r: (r["fid"], r["gflops_per_image"], r["key"]), default=None)
-
-
-def row_config(row: Mapping[str, Any]) -> SamplerConfig:
-    """The sampler settings of a row; inactive ones take their defaults."""
-    known = {field.name for field in fields(SamplerConfig)}
-    values = {name: row[name] for name in PARAMETERS if name in known and row[name] is not None}
-    if "patch_nums" in values:
-        values["patch_nums"] = [int(side) for side in values["patch_nums"].split(",")]
-    return from_dict(SamplerConfig, values, "row")
-
-
-def save_best(
-    directory: Path, pipeline: Path, row: Mapping[str, Any], config: SamplerConfig
-) -> None:
-    """Write ``best/``: the searched pipeline with the best trial's settings, and why it is."""
-    target = directory / "best"
-    selection = {
-        "rule": BEST_RULE,
-        "row": row["key"],
-        "fid": row["fid"],
-        "extractor": row["extractor"],
-        "model": digest(weights_digest(model_dir(pipeline))),
-    }
-    path = target / "selection.json"
-    if path.exists() and json.loads(path.read_text()) == selection:
-        return
-    with atomic_path(target) as temporary:
-        shutil.copytree(model_dir(pipeline), temporary)
-        write_json(temporary / "sampler.json", to_dict(config))
-        write_json(temporary / "selection.json", selection)
 
 
 def _print_outcome(table: pd.DataFrame, out: Path, report: Path, console: Console) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from srdd import Pipeline, SamplerConfig, sample, sampling
+from srdd import Pipeline, SamplerConfig, sample, sample_state, sampling
 from srdd.masks import MASKS, Mask
 from srdd.resample import candidates, code_probs
 from srdd.transformer import ScaleTransformer
@@ -42,7 +42,7 @@ class Spy:
         monkeypatch.setattr(sampling, "candidates", spy_candidates)
 
 
-def _at(pipeline: Pipeline, scale: int) -> sampling.SampleState:
+def _at(pipeline: Pipeline, scale: int) -> sample_state.SampleState:
     """The state before ``scale``, drawn without refinement."""
     state = sampling.begin(pipeline, LABELS, SamplerConfig(), SEEDS)
     for _ in range(scale):
@@ -109,7 +109,7 @@ def test_simple_resampling_redraws_every_code(make_pipeline: MakePipeline, scale
         assert torch.equal(found.codes_BL[:, -side * side :], expected[..., 0])
 
 
-def _probs(pipeline: Pipeline, state: sampling.SampleState) -> Tensor:
+def _probs(pipeline: Pipeline, state: sample_state.SampleState) -> Tensor:
     """The probabilities of a markov model's next scale."""
     model, scale = pipeline.transformer, state.scale
     if scale == 0:

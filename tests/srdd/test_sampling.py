@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd import Pipeline, SamplerConfig, guidance, sample, sample_stream, sampling
+from srdd import Pipeline, SamplerConfig, guidance, sample, sample_state, sample_stream, sampling
 from srdd.errors import UserError
 from srdd.masks import MASKS, Mask
 from srdd.presets import digits
@@ -319,9 +319,9 @@ def test_states_can_be_joined_and_split_between_scales(
         for rows in (slice(0, 2), slice(2, 3), slice(3, 7))
     ]
     parts = [sampling.advance(pipeline, part, config) for part in parts]
-    joined = sampling.advance(pipeline, sampling.join(parts), config)
+    joined = sampling.advance(pipeline, sample_state.join(parts), config)
     assert len(joined) == 7
-    states = sampling.split(joined, [4, 3])
+    states = sample_state.split(joined, [4, 3])
     for _ in range(2):
         states = [sampling.advance(pipeline, state, config) for state in states]
     results = [sampling.finish(pipeline, state) for state in states]

@@ -98,7 +98,7 @@ def test_images_of_another_size_are_refused_before_any_work(
     tokenizer_run: Path, tmp_path: Path
 ) -> None:
     prepare(source="digits", resolution=8, out=tmp_path / "data", workers=1)
-    with pytest.raises(UserError, match="takes 16 px images, .* 8 px"):
+    with pytest.raises(UserError, match=r"takes 16 px images, .* 8 px"):
         encode(tmp_path / "data", tokenizer_run)
 
 

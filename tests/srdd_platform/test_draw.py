@@ -1,4 +1,4 @@
-"""``srdd sample``: a grid or single images, whose bytes depend on model, settings and seed alone."""
+"""``srdd sample``: a grid or single images, a function of model, settings and seed alone."""
 
 import csv
 import sys

@@ -1,5 +1,6 @@
 """Rows of settings: what they hold, what they do not depend on, and what their key does."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from srdd import SamplerConfig, image_seed, load_pipeline, sample
+from srdd.checkpoint import save_model
+from srdd.classifier import Classifier, ClassifierConfig
+from srdd.errors import UserError
 from srdd.pipeline import save_pipeline
-from srdd_platform.data import load_arrays
+from srdd_platform.data import load_arrays, prepare
 from srdd_platform.evaluate import (
     GRID_IMAGES,
     EvaluationConfig,
@@ -21,6 +25,7 @@ from srdd_platform.evaluate import (
     weights_digest,
 )
 from srdd_platform.images import grid, to_png, to_uint8
+from srdd_platform.references import ReferenceSpec, before_search, spec_key
 from srdd_platform.rows import PARAMETERS, Row, to_json
 
 REFINED = SamplerConfig(cfg=1.0, refine_steps=2, resample_threshold=0.05)
@@ -276,3 +281,79 @@ def test_a_reduced_precision_is_recorded(tiny_pipeline: Path, evaluation: Evalua
     )
     assert row.status == "ok"
     assert row.dtype == "bfloat16"
+
+
+@pytest.mark.xfail(strict=True, reason="features are pooled, so any size passes")
+def test_real_images_of_another_size_are_refused(
+    tiny_pipeline: Path, evaluation: EvaluationConfig, tmp_path: Path
+) -> None:
+    prepare(source="digits", resolution=8, out=tmp_path / "data", workers=1)
+    with pytest.raises(UserError, match="16 px"):
+        Evaluator(tiny_pipeline, replace(evaluation, data=str(tmp_path / "data")))
+
+
+@pytest.mark.xfail(strict=True, reason="the classifier's classes are not compared with the data's")
+def test_a_classifier_of_other_classes_gives_no_accuracy(
+    tiny_pipeline: Path, evaluation: EvaluationConfig, tmp_path: Path
+) -> None:
+    config = ClassifierConfig(num_classes=3, resolution=16, ch=8, features=16)
+    torch.manual_seed(0)
+    save_model(tmp_path / "model", "classifier", config, Classifier(config).state_dict())
+    other = replace(evaluation, weights=str(tmp_path / "model"), num=50)
+    accuracy: float | None = None
+    with contextlib.suppress(UserError):  # refusing is as good
+        accuracy = Evaluator(tiny_pipeline, other).trial(SamplerConfig(), order=0).accuracy
+    assert accuracy is None
+
+
+def test_the_references_are_what_the_trials_are_read_against(
+    tiny_pipelines: dict[str, Path],
+) -> None:
+    specs = before_search(tiny_pipelines["markov"], [tiny_pipelines["block_causal"]], 0.5)
+    assert [spec.order for spec in specs] == list(range(len(specs)))
+    names = [spec.name for spec in specs]
+    assert len(set(names)) == len(names)
+    for wanted in ("real, held out", "untrained", "plain SDD (markov), cfg 0"):
+        assert wanted in names
+    plain = {spec.name: spec for spec in specs if spec.what == "sampler"}
+    assert all(spec.config.refine_steps == 0 for spec in plain.values())  # no extra pass
+    assert plain["plain VAR (block_causal), cfg 1"].pipeline == str(
+        tiny_pipelines["block_causal"].resolve()
+    )
+    assert {spec.config.epsilon for spec in specs} == {0.0, 1e-3, 1e-2}
+
+
+@pytest.mark.xfail(strict=True, reason="epsilon-truncation keeps the grid's cfg")
+def test_a_model_without_classes_is_not_guided(tiny_pipeline: Path) -> None:
+    specs = before_search(tiny_pipeline, [], 0.5, guided=False)
+    assert {spec.config.cfg for spec in specs} == {0.0}
+
+
+def test_the_key_of_a_reference_names_all_that_decides_it(
+    tiny_pipelines: dict[str, Path], evaluation: EvaluationConfig
+) -> None:
+    spec = ReferenceSpec(name="plain", order=3, what="sampler", config=SamplerConfig(cfg=1))
+    first = spec_key(spec, "model", evaluation, "weights")
+    assert spec_key(replace(spec, order=4), "model", evaluation, "weights") == first
+    others = [
+        spec_key(replace(spec, config=SamplerConfig(cfg=2)), "model", evaluation, "weights"),
+        spec_key(replace(spec, num=50), "model", evaluation, "weights"),
+        spec_key(replace(spec, seed=1), "model", evaluation, "weights"),
+        spec_key(replace(spec, pipeline=str(tiny_pipelines["markov"])), "m", evaluation, "weights"),
+        spec_key(spec, "other", evaluation, "weights"),
+        spec_key(spec, "model", evaluation, "others"),
+        spec_key(spec, "model", replace(evaluation, num=61), "weights"),
+        spec_key(spec, "model", replace(evaluation, seed=1), "weights"),
+    ]
+    assert len({first, *others}) == 9
+
+
+@pytest.mark.xfail(strict=True, reason="a reference's key leaves the protocol out")
+def test_the_key_of_a_reference_depends_on_the_protocol(
+    evaluation: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ReferenceSpec(name="plain", order=3, what="sampler")
+    before = spec_key(spec, "model", evaluation, "weights")
+    for module in ("evaluate", "references"):
+        monkeypatch.setattr(f"srdd_platform.{module}.PROTOCOL", "another", raising=False)
+    assert spec_key(spec, "model", evaluation, "weights") != before

@@ -22,7 +22,8 @@ from srdd.config import SamplerConfig
 from srdd.errors import UserError
 from srdd.pipeline import Pipeline
 from srdd.rng import image_seeds
-from srdd.sampling import SampleState, advance, begin, finish, join, sample, split, visited
+from srdd.sample_state import SampleState, join, split
+from srdd.sampling import advance, begin, finish, sample, visited
 from srdd_platform.images import to_uint8
 
 MAX_RETRY_S = 60

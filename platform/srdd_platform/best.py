@@ -1,0 +1,54 @@
+"""The best sampler of a sweep: which row it is, and the pipeline directory that serves it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from srdd.config import SamplerConfig
+from srdd.fields import from_dict, to_dict
+from srdd_platform.evaluate import weights_digest
+from srdd_platform.files import atomic_path, write_json
+from srdd_platform.rows import PARAMETERS
+from srdd_platform.runs import model_dir
+from srdd_platform.search import trial_rows
+
+BEST_RULE = "lowest FID of all trials; the cheaper one of equals"
+
+
+def best_row(directory: Path) -> dict[str, Any] | None:
+    """The trial of lowest FID, if any succeeded."""
+    good = [row for row in trial_rows(directory) if row["status"] == "ok"]
+    return min(good, key=lambda r: (r["fid"], r["gflops_per_image"], r["key"]), default=None)
+
+
+def row_config(row: Mapping[str, Any]) -> SamplerConfig:
+    """The sampler settings of a row; inactive ones take their defaults."""
+    known = {field.name for field in fields(SamplerConfig)}
+    values = {name: row[name] for name in PARAMETERS if name in known and row[name] is not None}
+    if "patch_nums" in values:
+        values["patch_nums"] = [int(side) for side in values["patch_nums"].split(",")]
+    return from_dict(SamplerConfig, values, "row")
+
+
+def save_best(
+    directory: Path, pipeline: Path, row: Mapping[str, Any], config: SamplerConfig
+) -> None:
+    """Write ``best/``: the searched pipeline with the best trial's settings, and why it is."""
+    target = directory / "best"
+    selection = {
+        "rule": BEST_RULE,
+        "row": row["key"],
+        "fid": row["fid"],
+        "extractor": row["extractor"],
+        "model": weights_digest(model_dir(pipeline)),
+    }
+    path = target / "selection.json"
+    if path.exists() and json.loads(path.read_text()) == selection:
+        return
+    with atomic_path(target) as temporary:
+        shutil.copytree(model_dir(pipeline), temporary)
+        write_json(temporary / "sampler.json", to_dict(config))
+        write_json(temporary / "selection.json", selection)

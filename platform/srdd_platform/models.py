@@ -1,0 +1,70 @@
+"""The models a sweep works on: those given, or a preset's, prepared and trained where missing."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from srdd.masks import Mask
+from srdd.pipeline import load_pipeline
+from srdd.presets import Preset
+from srdd_platform.codes import codes_dir, encode
+from srdd_platform.data import prepare
+from srdd_platform.launch import Options, is_finished, make_job, train
+from srdd_platform.sweep_args import Cluster, SweepArgs
+
+MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # trained with the same budget
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What a sweep works on."""
+
+    pipeline: Path
+    others: tuple[Path, ...]  # models that stand beside it in the report
+    data: Path
+    weights: Path  # the extractor's
+
+
+def ready_models(
+    args: SweepArgs, preset: Preset, root: Path, out: Path, cluster: Cluster, console: Console
+) -> Models:
+    """The models to search: those given, or the preset's, prepared and trained where missing."""
+    options = Options(seed=args.seed, device="cuda" if args.device.startswith("cuda") else "cpu")
+    if args.model is not None and args.data is not None:
+        load_pipeline(args.model)  # refuses what is no pipeline before anything starts
+        weights = args.weights
+        if weights is None:
+            weights = out.parent / f"{out.name}-classifier"
+            if not is_finished(weights):
+                sized = replace(
+                    preset,
+                    tokenizer=load_pipeline(args.model).tokenizer.config,
+                )
+                job = make_job("classifier", sized, args.data, weights, options)
+                console.print("Training a classifier on the data, as the feature extractor")
+                train([job], cluster.connect(), console)
+        return Models(args.model, (), args.data, weights)
+    data, tokenizer, classifier = root / "data", root / "tokenizer", root / "classifier"
+    if not (data / "manifest.json").exists():
+        console.print(f"Preparing images: {args.preset}, {preset.tokenizer.resolution} px")
+    prepare(source=args.preset, resolution=preset.tokenizer.resolution, out=data)
+    first = [
+        make_job("tokenizer", preset, data, tokenizer, options),
+        make_job("classifier", preset, data, classifier, options),
+    ]
+    if not all(is_finished(Path(job.run)) for job in first):
+        console.print("Training the tokenizer, and the classifier whose features measure FID")
+        train(first, cluster.connect(), console)
+    if not (codes_dir(data, tokenizer) / "manifest.json").exists():
+        console.print("Extracting codes, once for both masks")
+        cluster.connect()
+        encode(data, tokenizer)
+    second = [
+        make_job("transformer", preset, data, root / mask, options, tokenizer=tokenizer, mask=mask)
+        for mask in MASKS
+    ]
+    if not all(is_finished(Path(job.run)) for job in second):
+        console.print("Training the transformers: markov (SDD) and block_causal (VAR)")
+        train(second, cluster.connect(), console)
+    return Models(root / "markov", (root / "block_causal",), data, classifier)

@@ -1,0 +1,88 @@
+"""Options of every sweep, and the cluster it runs on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from srdd.errors import UserError
+from srdd_platform.ray_session import Session, session
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepArgs:
+    """Options of every sweep. With none at all the digits preset runs from data to report."""
+
+    out: Path | None = None  # sweep directory; default runs/<preset>/<sweep>
+    model: Path | None = None  # search this pipeline instead of training the preset's
+    data: Path | None = None  # its shards (srdd data prepare); needed with --model
+    extractor: str = "classifier"  # whose features are compared: classifier or inception
+    weights: Path | None = None  # the extractor's; without, a classifier is trained on the data
+    trials: int = 24  # distinct rows; a larger number extends a finished sweep
+    num: int = 1000  # images a row, the same number of each class
+    seed: int = 0
+    preset: str = "digits"
+    address: str | None = None  # an existing Ray cluster (host:port or auto); else a local one
+    slots: int | None = None  # trials at once; default one a CPU, or one a GPU
+    device: str = "cpu"
+    dtype: str = "float32"
+    batch_size: int = 250  # images drawn at once
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "num", "batch_size", "slots"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        if (self.model is None) != (self.data is None):
+            raise UserError("--model and --data go together: the model and its prepared images")
+        if self.model is None and self.weights is not None:
+            raise UserError("--weights goes with --model and --data")
+        if self.extractor not in ("classifier", "inception"):
+            raise UserError(f"--extractor must be classifier or inception, got {self.extractor!r}")
+        if self.extractor == "inception" and self.weights is None:
+            raise UserError("--extractor inception needs --weights FILE")
+        for name in ("model", "data", "weights"):
+            path = getattr(self, name)
+            if path is not None and not path.exists():
+                raise UserError(f"--{name} {path} does not exist")
+
+
+class Cluster:
+    """Ray, started when first needed: a sweep that is finished needs none."""
+
+    def __init__(self, args: SweepArgs, console: Console) -> None:
+        self._args = args
+        self._console = console
+        self._context: Any = None
+
+    def connect(self) -> Session:
+        """Start or join Ray, once."""
+        if self._context is None:
+            self._context = session(self._args.address)
+            self._session: Session = self._context.__enter__()
+            if self._session.dashboard_url:
+                self._console.print(
+                    f"Ray dashboard: {self._session.dashboard_url} "
+                    "(it asks once for the token that `ray get-auth-token` prints)",
+                    soft_wrap=True,
+                )
+        return self._session
+
+    def close(self) -> None:
+        """Leave Ray if it was joined."""
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = None
+
+
+@contextmanager
+def lazy_cluster(args: SweepArgs, console: Console) -> Iterator[Cluster]:
+    """A cluster that is left at the end, if anything connected to it."""
+    cluster = Cluster(args, console)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
