@@ -135,6 +135,12 @@ def make_job(
     )
 
 
+def title(job: Job) -> str:
+    """What a person calls a job: "tokenizer", "transformer markov"."""
+    name = Path(job.run).name
+    return job.kind if name == job.kind else f"{job.kind} {name}"
+
+
 def is_finished(run: Path) -> bool:
     """Whether a run directory holds its finished model."""
     return (run / "model").is_dir()
@@ -178,8 +184,7 @@ def _run_all(jobs: Sequence[Job], console: Console) -> list[str]:
     """Run Ray Train for each job at once; returns their last checkpoints."""
     task = ray.remote(run_training)
     pending = {
-        task.options(num_cpus=0, name=f"train {job.kind} {Path(job.run).name}").remote(job): job
-        for job in jobs
+        task.options(num_cpus=0, name=f"train {title(job)}").remote(job): job for job in jobs
     }
     order = list(pending)
     results: dict[Any, str] = {}
@@ -217,10 +222,7 @@ def _bars(jobs: Sequence[Job], console: Console) -> Iterator[Any]:
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         console=console, disable=not console.is_terminal,
     )  # fmt: skip
-    ids = [
-        progress.add_task(f"{job.kind} {Path(job.run).name}", total=job.steps, note="")
-        for job in jobs
-    ]
+    ids = [progress.add_task(title(job), total=job.steps, note="") for job in jobs]
     shown = [0 for _ in jobs]
     started = time.monotonic()
 
@@ -236,10 +238,7 @@ def _bars(jobs: Sequence[Job], console: Console) -> Iterator[Any]:
             if progress.disable and step >= shown[i] + max(1, job.steps // 5):
                 shown[i] = step
                 seconds = time.monotonic() - started
-                console.print(
-                    f"  {job.kind} {Path(job.run).name}: step {step}/{job.steps}, {note}, "
-                    f"{seconds:.0f} s"
-                )
+                console.print(f"  {title(job)}: step {step}/{job.steps}, {note}, {seconds:.0f} s")
 
     with progress:
         yield update

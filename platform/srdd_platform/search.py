@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -183,10 +184,9 @@ class Search:
 class SamplerTrial(tune.Trainable):  # type: ignore[misc]
     """A trial; its actor keeps the model for the trials after it."""
 
-    def setup(self, config: dict[str, Any], search: Search) -> None:
+    def setup(self, config: dict[str, Any]) -> None:
         """Load model, real images and extractor, once."""
-        import torch
-
+        search: Search = config["search"]
         if search.evaluation.device == "cpu":
             torch.set_num_threads(search.threads)
         self.search = search
@@ -280,8 +280,8 @@ def run_search(search: Search, on_row: Callable[[dict[str, Any]], None]) -> bool
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # or Ctrl-C looks like a finished search
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # our table instead of a box for every trial
     tuner = tune.Tuner(
-        tune.with_parameters(SamplerTrial, search=search),
-        param_space={"cpus": search.threads, "gpus": gpus},
+        SamplerTrial,
+        param_space={"search": search, "cpus": search.threads, "gpus": gpus},
         tune_config=tune.TuneConfig(
             search_alg=algorithm,
             num_samples=missing,

@@ -44,12 +44,13 @@ class TokenizerLossConfig:
     l2: float = 1.0
     vq: float = 1.0  # mean over scales of VAR's VQ loss
     beta: float = 0.25  # share of the VQ loss that trains the encoder
-    restart_every: int = 100  # steps between restarts of unused codes; 0 never
+    restart_every: int = 50  # steps between restarts of dead codes; 0 never
+    restart_below: float = 0.5  # a code is dead below this share of an even use; 0: unused only
     restart_until: float = 0.8  # share of the steps after which codes are left alone
 
     def __post_init__(self) -> None:
         settle(self)
-        for name in ("l1", "l2", "vq", "beta", "restart_every"):
+        for name in ("l1", "l2", "vq", "beta", "restart_every", "restart_below"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         require(0 <= self.restart_until <= 1, "restart_until", self.restart_until, "in [0, 1]")
 

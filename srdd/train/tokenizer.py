@@ -52,7 +52,7 @@ class TokenizerLoss(nn.Module):
 
 
 class TokenizerTask:
-    """The tokenizer's training: restarts codes that no image used."""
+    """The tokenizer's training: restarts codes that hardly any image uses."""
 
     def __init__(
         self, config: TokenizerConfig, loss: TokenizerLossConfig, optim: OptimConfig
@@ -78,7 +78,7 @@ class TokenizerTask:
 
     @torch.no_grad()
     def after_step(self, batch: Batch, step: int, reduce: Reduce) -> None:
-        """Every ``restart_every`` updates: unused codes take the place of residuals just seen."""
+        """Every ``restart_every`` updates: dead codes move to residuals just seen."""
         every, done = self.loss.restart_every, step + 1
         if not every or done % every:
             return
@@ -86,7 +86,9 @@ class TokenizerTask:
         self.module.used_SV.zero_()
         if done > self.loss.restart_until * self.optim.steps:
             return
-        dead = (used_SV.sum(0) == 0).nonzero()[:, 0]
+        used_V = used_SV.sum(0)
+        even = used_V.sum() / len(used_V)
+        dead = (used_V <= self.loss.restart_below * even).nonzero()[:, 0]
         if not len(dead):
             return
         f = self.tokenizer.latent(to_float(batch.inputs))
