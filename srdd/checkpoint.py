@@ -1,6 +1,8 @@
 """Model directories: ``config.json`` and ``model.safetensors``, loaded strictly."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +18,27 @@ Config = TypeVar("Config")
 M = TypeVar("M", bound=nn.Module)
 
 
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: as the system says; safetensors' own error hides its number.
+    """
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        code = int(found.group(1))
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
 def save_model(directory: Path, kind: str, config: Any, tensors: dict[str, Tensor]) -> None:
     """Write a model directory; it holds no path and no time."""
     directory.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, directory / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(directory / "model.safetensors", contiguous)
     text = json.dumps({"kind": kind, **to_dict(config)}, indent=1)
     (directory / "config.json").write_text(text + "\n")
 

@@ -144,6 +144,8 @@ def _local(source: str | Path) -> Path:
             return candidate
     if path.exists():
         raise UserError(f"{path} is no pipeline directory: it has no transformer/config.json")
+    if path.parent.is_dir() and str(path.parent) != ".":
+        raise UserError(f"{path} does not exist")
     parts = str(source).split("/")
     if len(parts) != 2 or not all(parts) or str(source).startswith((".", "~")):
         raise UserError(f"{path} does not exist")

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from srdd.config import SamplerConfig
 from srdd.fields import from_dict, to_dict
 from srdd_platform.evaluate import weights_digest
 from srdd_platform.files import atomic_path, write_json
-from srdd_platform.rows import PARAMETERS
+from srdd_platform.rows import settings_of
 from srdd_platform.runs import model_dir
 from srdd_platform.search import trial_rows
 
@@ -26,11 +25,7 @@ def best_row(directory: Path) -> dict[str, Any] | None:
 
 def row_config(row: Mapping[str, Any]) -> SamplerConfig:
     """The sampler settings of a row; inactive ones take their defaults."""
-    known = {field.name for field in fields(SamplerConfig)}
-    values = {name: row[name] for name in PARAMETERS if name in known and row[name] is not None}
-    if "patch_nums" in values:
-        values["patch_nums"] = [int(side) for side in values["patch_nums"].split(",")]
-    return from_dict(SamplerConfig, values, "row")
+    return from_dict(SamplerConfig, settings_of(row), "row")
 
 
 def save_best(
@@ -48,7 +43,7 @@ def save_best(
     path = target / "selection.json"
     if path.exists() and json.loads(path.read_text()) == selection:
         return
-    with atomic_path(target) as temporary:
+    with atomic_path(target, replace_directory=True) as temporary:
         shutil.copytree(model_dir(pipeline), temporary)
         write_json(temporary / "sampler.json", to_dict(config))
         write_json(temporary / "selection.json", selection)

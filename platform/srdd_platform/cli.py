@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
+from ray.exceptions import RayTaskError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -263,7 +264,10 @@ Command = (
 def guarded(action: Callable[[], None]) -> None:
     """Run a command: wrong input ends in one line and exit 2, Ctrl-C in 130; bugs keep traces."""
     try:
-        action()
+        try:
+            action()
+        except RayTaskError as error:  # what a task raised, without its traceback
+            raise (error.cause if isinstance(error.cause, UserError | OSError) else error) from None
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -277,7 +281,9 @@ def guarded(action: Callable[[], None]) -> None:
             _fail(f"no space left to write {error.filename or 'a file'}: nothing was half-written")
         if isinstance(error, PermissionError):
             _fail(f"no permission for {error.filename}")
-        raise
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
@@ -297,4 +303,4 @@ def _run_command() -> None:
         description="Train, search, compare and serve scale-wise image generators.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    command.run(Console())
+    command.run(Console(markup=False, highlight=False))

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from srdd.checkpoint import save_tensors
 from srdd.errors import UserError
 from srdd.pipeline import load_tokenizer
 from srdd.train.tokenizer import to_float
@@ -30,6 +32,7 @@ from srdd_platform.runs import model_dir
 
 FORMAT = "srdd-codes-1"
 BATCH = 64
+MAX_VOCAB = 2**16
 
 
 def codes_dir(data: Path, tokenizer: Path) -> Path:
@@ -39,7 +42,8 @@ def codes_dir(data: Path, tokenizer: Path) -> Path:
         raise UserError(f"{tokenizer} holds no finished tokenizer: train it first")
     fingerprint = Manifest.load(data).fingerprint
     key = digest({"data": fingerprint, "tokenizer": sha256_file(weights), "augmentation": None})
-    return tokenizer / "codes" / key
+    run = tokenizer.parent if tokenizer.name == "model" else tokenizer  # beside the model
+    return run / "codes" / key
 
 
 def encode_shard(data: Path, tokenizer: Path, split: str, name: str, out: Path) -> int:
@@ -70,7 +74,7 @@ def encode_shard(data: Path, tokenizer: Path, split: str, name: str, out: Path) 
         "keys": torch.from_numpy(padded),
     }
     with atomic_path(out) as temporary:
-        save_file(tensors, temporary)
+        save_tensors(temporary, tensors)
     return len(keys)
 
 
@@ -93,6 +97,8 @@ def encode(data: Path, tokenizer: Path) -> Path:
             f"the tokenizer takes {config.resolution} px images, {data} holds "
             f"{manifest.resolution} px ones"
         )
+    if config.vocab_size > MAX_VOCAB:
+        raise UserError(f"codes are uint16: vocab_size {config.vocab_size} exceeds {MAX_VOCAB}")
     task = ray.remote(encode_shard).options(num_cpus=1, name="encode codes")
     splits: dict[str, Any] = {}
     pending = {}
@@ -120,6 +126,13 @@ def encode(data: Path, tokenizer: Path) -> Path:
     return directory
 
 
+def _load_shard(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}): delete its directory") from None
+
+
 def load_codes(directory: Path, split: str) -> tuple[Tensor, Tensor]:
     """Codes uint16 [n, L] and labels int64 [n] of a split.
 
@@ -130,7 +143,7 @@ def load_codes(directory: Path, split: str) -> tuple[Tensor, Tensor]:
     if manifest.get("format") != FORMAT or split not in manifest["splits"]:
         raise UserError(f"{directory} holds no {split} codes: run `srdd data encode`")
     content = manifest["splits"][split]
-    shards = [load_file(directory / name) for name in content["shards"]]
+    shards = [_load_shard(directory / name) for name in content["shards"]]
     codes = torch.cat([shard["codes"] for shard in shards])
     if len(codes) != content["num"]:
         raise UserError(f"{directory} holds {len(codes)} of {content['num']} codes: delete it")

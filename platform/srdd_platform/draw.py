@@ -1,5 +1,6 @@
 """``srdd sample``: images of a pipeline as a grid, or as single PNGs with a table."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from srdd_platform.images import grid, to_png, to_uint8
 if TYPE_CHECKING:
     from srdd_platform.cli import Sample
 
+_SAMPLE = re.compile(r"\d{6,}\.png")
+_IMAGES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 SETTINGS = (
     "cfg", "cfg_ramp", "top_k", "top_p", "epsilon", "refine_steps", "resample",
     "resample_threshold", "feedback",
@@ -67,7 +70,9 @@ def device(name: str) -> torch.device:
         found = torch.device(name)
     except RuntimeError:
         raise UserError(f"no device {name!r}: use cpu, cuda or cuda:1") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if found.type not in ("cpu", "cuda"):
+        raise UserError(f"no device {name!r}: use cpu, cuda or cuda:1")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: torch finds no CUDA device here")
     return found
 
@@ -78,14 +83,21 @@ def draw_to(command: "Sample", console: Console) -> None:
     Raises:
         UserError: the model, a class or a setting is wrong.
     """
-    if command.num < 1 or command.batch_size < 1:
-        raise UserError(f"--num and --batch-size must be positive, got {command.num}")
+    for name, value in (("num", command.num), ("batch-size", command.batch_size)):
+        if value < 1:
+            raise UserError(f"--{name} must be positive, got {value}")
+    if not 0 <= command.seed < 2**63:
+        raise UserError(f"--seed must lie in [0, 2**63), got {command.seed}")
+    if command.out.suffix.lower() in _IMAGES:
+        raise UserError(f"{command.out}: a grid is a .png; single images go to a directory")
     target = device(command.device)
     pipeline = load_pipeline(command.model).to(target, getattr(torch, command.dtype))
     config = resolve(command, pipeline.sampler)
     labels = pick_labels(pipeline, command.classes, command.num)
     seeds = image_seeds(command.seed, 0, command.num)
     as_grid = command.out.suffix.lower() == ".png"
+    if as_grid and command.out.is_dir():
+        raise UserError(f"{command.out} is a directory: name a .png file, or another directory")
     if not as_grid and command.out.exists() and not _ours(command.out):
         raise UserError(f"{command.out} exists and holds no samples: give another directory")
     images, nfe, gflops = [], 0.0, 0.0
@@ -108,8 +120,9 @@ def draw_to(command: "Sample", console: Console) -> None:
 
 
 def _ours(directory: Path) -> bool:
-    return directory.is_dir() and (
-        (directory / "samples.csv").exists() or not any(directory.iterdir())
+    """Whether a directory holds samples of ours and nothing else."""
+    return directory.is_dir() and all(
+        path.name == "samples.csv" or _SAMPLE.fullmatch(path.name) for path in directory.iterdir()
     )
 
 
@@ -117,7 +130,7 @@ def _write_directory(
     out: Path, pixels: Tensor, labels: Tensor, seeds: Tensor, names: Sequence[str]
 ) -> None:
     """One PNG an image and ``samples.csv``: the whole directory or nothing."""
-    with atomic_path(out) as directory:
+    with atomic_path(out, replace_directory=True) as directory:
         directory.mkdir()
         files = [f"{i:06d}.png" for i in range(len(pixels))]
         for name, image in zip(files, pixels, strict=True):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from srdd.config import SamplerConfig
+from srdd.errors import UserError
 from srdd.pipeline import Pipeline, load_pipeline
 from srdd.rng import image_seeds
 from srdd.sample_state import SampleResult
@@ -72,9 +73,7 @@ def columns(config: SamplerConfig) -> dict[str, Any]:
     """The settings' columns of a row; inactive ones are null."""
     active = config.active()
     values = {name: active.get(name) for name in PARAMETERS}
-    if values["patch_nums"] is not None:
-        values["patch_nums"] = ",".join(str(side) for side in values["patch_nums"])
-    return values
+    return {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 class Evaluator:
@@ -91,7 +90,14 @@ class Evaluator:
         self.extractor: Extractor = load_extractor(evaluation.extractor, weights, evaluation.device)
         images, self.real_labels = load_arrays(Path(evaluation.data), "train")
         self.num_real = len(images)
-        self.reference = Reference(self.extractor(images))
+        side = self.pipeline.tokenizer.config.resolution
+        if images.shape[-1] != side:
+            raise UserError(f"the model draws {side} px images, the data's are {images.shape[-1]}")
+        features = self.extractor(images)
+        found, wanted = features.logits_nK.shape[1], self.num_classes
+        if evaluation.extractor == "classifier" and found != wanted:
+            raise UserError(f"the classifier knows {found} classes, the model {wanted}")
+        self.reference = Reference(features)
 
     @property
     def num_classes(self) -> int:
@@ -215,9 +221,9 @@ class Evaluator:
 
     def untrained(self) -> Pipeline:
         """The pipeline with a transformer that was never trained."""
-        model = ScaleTransformer(self.pipeline.transformer.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
+            model = ScaleTransformer(self.pipeline.transformer.config)
             init_weights(model)
         model.quantizer.load_state_dict(self.pipeline.transformer.quantizer.state_dict())
         fresh = replace(self.pipeline, transformer=model.eval().requires_grad_(False))

@@ -19,12 +19,12 @@ from srdd.checkpoint import build_empty, load_weights, read_config
 from srdd.classifier import Classifier, ClassifierConfig
 from srdd.errors import UserError
 from srdd_platform.files import sha256_file
+from srdd_platform.sweep_args import MIN_IMAGES
 
 PROTOCOL = "fid@1 uint8-round balanced kid50x250 prc3 is1 jackknife10"
 JACKKNIFE_BLOCKS = 10
 KID_SUBSETS, KID_SUBSET_SIZE = 50, 250
 INCEPTION = "inception-v3-compat"
-MIN_IMAGES = 50  # below, a covariance says nothing
 
 Array = npt.NDArray[np.float64]
 
@@ -84,7 +84,7 @@ class Extractor:
         features, logits = (
             torch.cat([part[layer].float().cpu() for part in named]) for layer in self._layers
         )
-        if not torch.isfinite(features).all():
+        if not (torch.isfinite(features).all() and torch.isfinite(logits).all()):
             raise FloatingPointError(f"the extractor {self.name} gave features that are not finite")
         return Features(features, logits)
 
@@ -156,6 +156,7 @@ def load_extractor(name: str, weights: Path | None, device: str = "cpu") -> Extr
         )
     if name == "inception":
         layers = ("2048", "logits_unbiased")
+        _check_plain(weights)
         net = create_feature_extractor(
             INCEPTION, list(layers), cuda=False, verbose=False,
             feature_extractor_weights_path=str(weights),
@@ -164,11 +165,26 @@ def load_extractor(name: str, weights: Path | None, device: str = "cpu") -> Extr
     directory = weights / "model" if (weights / "model" / "config.json").exists() else weights
     wrapper = _classifier_class(fidelity, directory)
     registered = classifier_name(directory)
-    if registered not in FEATURE_EXTRACTORS_REGISTRY:
-        fidelity.register_feature_extractor(registered, wrapper)
+    FEATURE_EXTRACTORS_REGISTRY.pop(registered, None)  # the directory may have moved
+    fidelity.register_feature_extractor(registered, wrapper)
     layers = ("features", "logits")
     net = create_feature_extractor(registered, list(layers), cuda=False, verbose=False)
     return Extractor(registered, net, layers, device)
+
+
+def _check_plain(weights: Path) -> None:
+    """Refuse a file that is no state dict; torch-fidelity would unpickle whatever it holds.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        loaded = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{weights} holds no weights of Inception: {reason}") from None
+    if not isinstance(loaded, dict) or not any("Mixed_7c" in str(name) for name in loaded):
+        raise UserError(f"{weights} holds no weights of torch-fidelity's Inception")
 
 
 def _statistics(features_nD: Tensor) -> tuple[Array, Array]:

@@ -14,18 +14,32 @@ from srdd.errors import UserError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` (file or directory) that replaces it on success.
+def atomic_path(path: Path, *, replace_directory: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place on success.
 
     On any error, a full disk included, the temporary path is removed and ``path`` stays as it was.
+
+    Args:
+        path: the file or directory to make.
+        replace_directory: whether a directory of that name may go.
+
+    Raises:
+        UserError: ``path`` is a directory with files in it that may not go.
     """
+    path = path.resolve()
+    if path.is_dir() and any(path.iterdir()) and not replace_directory:
+        raise UserError(f"{path} is a directory; give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        if path.is_dir():  # a full directory cannot be replaced in one step: move it aside
+            aside = temporary.with_suffix(".old")
+            os.replace(path, aside)
+            os.replace(temporary, path)
+            shutil.rmtree(aside)
+        else:
+            os.replace(temporary, path)
     except BaseException:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -42,9 +56,31 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_once(path: Path, data: bytes) -> bool:
+    """Write ``data`` atomically where nothing is yet; returns whether it was written.
+
+    Of several writers one wins; a file that is there stays byte for byte.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        write_bytes(temporary, data)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def to_json_bytes(value: Any) -> bytes:
+    """``value`` as JSON, keys in their order; NaN is refused."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON atomically; NaN is refused, keys keep their order."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, to_json_bytes(value))
 
 
 def read_json(path: Path) -> Any:

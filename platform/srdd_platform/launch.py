@@ -254,7 +254,7 @@ def finish(job: Job, checkpoint: Path) -> None:
         task = build_task(job)
     task.module.load_state_dict(state["module"])
     task.module.eval()
-    with atomic_path(Path(job.run) / "model") as directory:
+    with atomic_path(Path(job.run) / "model", replace_directory=True) as directory:
         if isinstance(task, TokenizerTask):
             save_tokenizer(task.tokenizer, directory)
         elif isinstance(task, ClassifierTask):

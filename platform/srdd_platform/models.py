@@ -5,11 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from srdd.errors import UserError
 from srdd.masks import Mask
 from srdd.pipeline import load_pipeline
 from srdd.presets import Preset
 from srdd_platform.codes import codes_dir, encode
-from srdd_platform.data import prepare
+from srdd_platform.data import Manifest, prepare
 from srdd_platform.launch import Options, is_finished, make_job, train
 from srdd_platform.sweep_args import Cluster, SweepArgs
 
@@ -32,14 +33,25 @@ def ready_models(
     """The models to search: those given, or the preset's, prepared and trained where missing."""
     options = Options(seed=args.seed, device="cuda" if args.device.startswith("cuda") else "cpu")
     if args.model is not None and args.data is not None:
-        load_pipeline(args.model)  # refuses what is no pipeline before anything starts
+        pipeline, manifest = load_pipeline(args.model), Manifest.load(args.data)
+        side = pipeline.tokenizer.config.resolution
+        if manifest.resolution != side:
+            raise UserError(
+                f"{args.model} draws {side} px images, {args.data} holds {manifest.resolution} px "
+                "ones"
+            )
+        if len(manifest.classes) != len(pipeline.class_names):
+            raise UserError(
+                f"{args.model} knows {len(pipeline.class_names)} classes, {args.data} holds "
+                f"{len(manifest.classes)}"
+            )
         weights = args.weights
         if weights is None:
             weights = out.parent / f"{out.name}-classifier"
             if not is_finished(weights):
                 sized = replace(
                     preset,
-                    tokenizer=load_pipeline(args.model).tokenizer.config,
+                    tokenizer=pipeline.tokenizer.config,
                 )
                 job = make_job("classifier", sized, args.data, weights, options)
                 console.print("Training a classifier on the data, as the feature extractor")

@@ -17,6 +17,7 @@ from srdd.config import SamplerConfig
 from srdd.pipeline import load_pipeline
 from srdd_platform.data import load_arrays
 from srdd_platform.evaluate import EvaluationConfig, Evaluator, weights_digest
+from srdd_platform.fidelity import PROTOCOL
 from srdd_platform.files import digest
 from srdd_platform.rows import read_rows, write_row
 from srdd_platform.runs import model_dir
@@ -50,6 +51,7 @@ def before_search(
         {"name": "untrained", "what": "untrained"},
     ]
     cfgs = CFGS if guided else (0.0,)
+    epsilon_cfg = grid_cfg if guided else 0.0
     for directory in (pipeline, *others):
         mask = load_pipeline(directory).transformer.config.mask
         family = {"markov": "SDD", "block_causal": "VAR"}.get(mask, mask)
@@ -65,20 +67,20 @@ def before_search(
         ]
     specs += [
         {
-            "name": f"epsilon-truncation {epsilon:g}, cfg {grid_cfg:g}",
+            "name": f"epsilon-truncation {epsilon:g}, cfg {epsilon_cfg:g}",
             "what": "sampler",
-            "config": SamplerConfig(cfg=grid_cfg, epsilon=epsilon),
+            "config": SamplerConfig(cfg=epsilon_cfg, epsilon=epsilon),
         }
         for epsilon in EPSILONS
     ]
     return [ReferenceSpec(order=order, **spec) for order, spec in enumerate(specs)]
 
 
-def after_search(best: SamplerConfig, num: int, order: int) -> list[ReferenceSpec]:
-    """The best setting at the held-out split's size, and the untrained model beside it."""
+def after_search(best: SamplerConfig, key: str, num: int, order: int) -> list[ReferenceSpec]:
+    """The best setting, row ``key``, at the held-out split's size, and the untrained model."""
     rows = [
         ReferenceSpec(
-            name=f"best setting, n={num}, seed {seed}", what="sampler", config=best,
+            name=f"best setting ({key[:6]}), n={num}, seed {seed}", what="sampler", config=best,
             order=order + i, num=num, seed=seed,
         )
         for i, seed in enumerate(BEST_SEEDS)
@@ -100,6 +102,7 @@ def spec_key(spec: ReferenceSpec, model: str, evaluation: EvaluationConfig, weig
             "n": evaluation.num,
             "seed": evaluation.seed,
             "weights": weights,
+            "protocol": PROTOCOL,
         }
     )
 

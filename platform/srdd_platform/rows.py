@@ -11,6 +11,7 @@ A sweep directory holds::
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,12 +20,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from srdd_platform.files import atomic_path, read_json, write_json
+from srdd_platform.files import atomic_path, read_json, to_json_bytes, write_once
 
 PARAMETERS = (
     "patch_nums",
     "cfg",
     "cfg_ramp",
+    "cfg_window",
     "top_k",
     "top_p",
     "epsilon",
@@ -47,6 +49,7 @@ class Row:
     patch_nums: str | None = None  # "1,2,3,4"
     cfg: float | None = None
     cfg_ramp: str | None = None
+    cfg_window: str | None = None  # "0.0,0.75"
     top_k: int | None = None
     top_p: float | None = None
     epsilon: float | None = None
@@ -77,6 +80,7 @@ class Row:
     error: str | None = None  # one line, for failed rows
 
 
+_LISTS: dict[str, type] = {"patch_nums": int, "cfg_window": float}  # written "1,2,4"
 _COLUMN = {"inception_score": "is"}  # "is" is a Python keyword
 
 
@@ -101,8 +105,7 @@ def to_json(row: Row) -> dict[str, Any]:
 def write_row(directory: Path, row: Row) -> Path:
     """Write ``rows/KEY.json`` once; a row that is there already is left byte for byte."""
     path = directory / "rows" / f"{row.key}.json"
-    if not path.exists():
-        write_json(path, to_json(row))
+    write_once(path, to_json_bytes(to_json(row)))
     return path
 
 
@@ -118,6 +121,16 @@ def compile_table(directory: Path) -> pd.DataFrame:
     with atomic_path(directory / "trials.parquet") as temporary:
         pq.write_table(table, temporary)
     return read_table(directory)
+
+
+def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's active sampler settings as a :class:`srdd.SamplerConfig` takes them."""
+    values = {name: row.get(name) for name in PARAMETERS}
+    found = {k: v for k, v in values.items() if v is not None}
+    for name, kind in _LISTS.items():
+        if name in found:
+            found[name] = [kind(part) for part in found[name].split(",")]
+    return found
 
 
 def read_table(directory: Path) -> pd.DataFrame:

@@ -31,10 +31,13 @@ def code_version() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return version("srdd")
-    described = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:  # no git here
+        return version("srdd")
     commit = described.stdout.strip()
     return f"{version('srdd')}+{commit}" if commit else version("srdd")
 
@@ -71,7 +74,9 @@ def open_run(
     """
     if directory.is_file():
         raise UserError(f"{directory} is a file; give a directory")
-    strangers = directory.is_dir() and any(path.name != _LOCK for path in directory.iterdir())
+    strangers = directory.is_dir() and any(
+        path.name != _LOCK and not path.match(f".{CONFIG}.*.tmp") for path in directory.iterdir()
+    )
     if strangers and not (directory / CONFIG).exists():
         raise UserError(f"{directory} is not empty and holds no run: give another directory")
     directory.mkdir(parents=True, exist_ok=True)
@@ -92,6 +97,8 @@ def _claim(directory: Path, kind: str, settings: dict[str, Any], runtime: dict[s
     settings = json.loads(json.dumps(settings))  # as it will be read back
     if path.exists():
         before = read_json(path)
+        if not isinstance(before, dict) or not {"settings", "runtime"} <= before.keys():
+            raise UserError(f"{path} is no configuration of a run: give another directory")
         if before.get("kind") != kind:
             raise UserError(f"{directory} holds a run of `{before.get('kind')}`, not of `{kind}`")
         changed = differences(before["settings"], settings)

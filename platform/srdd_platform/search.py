@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -32,16 +32,22 @@ from srdd.errors import UserError
 from srdd.fields import from_dict
 from srdd_platform.evaluate import EvaluationConfig, Evaluator
 from srdd_platform.files import digest
-from srdd_platform.rows import read_rows, to_json, write_row
+from srdd_platform.rows import read_rows, settings_of, to_json, write_row
 
 Space = Mapping[str, BaseDistribution]
 OBJECTIVES = ("fid", "gflops_per_image")  # both minimised
 REFINING = ("resample", "resample_threshold", "feedback")  # mean nothing without refinement
-MAX_REDRAWS = 500  # suggestions in a row that repeat a setting before the space counts as empty
+PATIENCE = 20  # repeats before settings are drawn evenly
+MAX_REDRAWS = 2000  # suggestions in a row that repeat a setting before the space counts as empty
 
 
-def check_space(space: Space, base: SamplerConfig) -> None:
+def check_space(space: Space, base: SamplerConfig, first: Sequence[Mapping[str, Any]] = ()) -> None:
     """Refuse a search space that names unknown settings or leaves a setting's range.
+
+    Args:
+        space: the settings searched.
+        base: what the space leaves alone.
+        first: settings tried first; they must lie in the space.
 
     Raises:
         UserError: the setting is named, with what is allowed.
@@ -60,6 +66,19 @@ def check_space(space: Space, base: SamplerConfig) -> None:
             raise UserError(f"{name}: a distribution of optuna.distributions is needed")
         for value in values:
             from_dict(SamplerConfig, {**asdict(base), name: value}, "search space")
+    if base.refine_steps == 0 and "refine_steps" not in space and set(space) & set(REFINING):
+        raise UserError("the search space varies refinement, but refine_steps is 0: add it")
+    for params in first:
+        for name, value in params.items():
+            if name not in space or not contains(space[name], value):
+                raise UserError(f"grid: {name} {value!r} lies outside the search space")
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value can be drawn from a distribution."""
+    if isinstance(distribution, CategoricalDistribution):
+        return any(value == choice for choice in distribution.choices)
+    return distribution._contains(value)
 
 
 def suggest(trial: optuna.Trial, space: Space) -> None:
@@ -99,8 +118,8 @@ def active_key(config: SamplerConfig) -> str:
 class RowSearch(OptunaSearch):  # type: ignore[misc]
     """Optuna's multi-objective search over rows: distinct settings, truthful states.
 
-    A suggestion that repeats a setting (or differs in an inactive one only) is answered to Optuna
-    from the row that is there, or dropped while that row is still being made, and drawn again.
+    A suggestion that repeats a setting (or differs in an inactive one only) is told FAIL, which
+    the sampler leaves out of its model, and drawn again.
     """
 
     def __init__(self, space: Space, base: SamplerConfig, sampler: Any) -> None:
@@ -110,42 +129,43 @@ class RowSearch(OptunaSearch):  # type: ignore[misc]
         )  # fmt: skip
         self._distributions = dict(space)
         self._base = base
-        self._known: dict[str, list[float] | None] = {}  # by setting; None while it runs
-        self._keys: dict[str, str] = {}  # Tune's trial -> setting
+        self._even = optuna.samplers.RandomSampler(seed=0)
+        self._taken: set[str] = set()  # settings that have a row, or whose row is being made
         self.next_order = 0
 
     def tell_row(self, row: Mapping[str, Any]) -> None:
         """Tell Optuna a finished row; one that lies outside the space only counts as taken."""
-        params = {name: row[name] for name in self._distributions if row.get(name) is not None}
-        config = setting(self._base, params)
+        config = setting(self._base, settings_of(row))
+        active = {k: v for k, v in settings_of(row).items() if k in self._distributions}
+        params = {k: tuple(v) if isinstance(v, list) else v for k, v in active.items()}
         values = [row[name] for name in OBJECTIVES]
         good = row["status"] == "ok" and all(value is not None for value in values)
-        self._known[active_key(config)] = values if good else None
+        self._taken.add(active_key(config))
         self.next_order = max(self.next_order, row["order"] + 1)
         used = {name: self._distributions[name] for name in params}
-        if good and all(used[n]._contains(used[n].to_internal_repr(params[n])) for n in used):
+        if good and all(contains(used[name], params[name]) for name in used):
             self._ot_study.add_trial(create_trial(params=params, distributions=used, values=values))
 
     def ask_first(self, params: Mapping[str, Any]) -> None:
         """Try a setting before the sampler's own, unless its row is there."""
-        if active_key(setting(self._base, params)) not in self._known:
+        if active_key(setting(self._base, params)) not in self._taken:
             self._ot_study.enqueue_trial(dict(params))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next distinct setting, with its place in the table."""
-        for _ in range(MAX_REDRAWS):
+        for draws in range(MAX_REDRAWS):
+            if draws == PATIENCE:  # the sampler keeps to what it knows: draw evenly instead
+                self._ot_study.sampler = self._even
             trial = self._ot_study.ask()
             self._space(trial)
             key = active_key(setting(self._base, trial.params))
-            if key not in self._known:
+            if key not in self._taken:
                 break
-            values = self._known[key]
-            state = TrialState.COMPLETE if values else TrialState.FAIL
-            self._ot_study.tell(trial, values, state=state)
+            self._ot_study.tell(trial, state=TrialState.FAIL)
         else:
             return str(Searcher.FINISHED)
-        self._known[key] = None
-        self._keys[trial_id] = key
+        self._ot_study.sampler = self._sampler
+        self._taken.add(key)
         self._ot_trials[trial_id] = trial
         self.next_order += 1
         return {"params": dict(trial.params), "order": self.next_order - 1}
@@ -161,8 +181,6 @@ class RowSearch(OptunaSearch):  # type: ignore[misc]
         good = bool(values) and all(value is not None and value == value for value in values)
         state = TrialState.COMPLETE if good else TrialState.FAIL
         self._ot_study.tell(trial, values if good else None, state=state)
-        if good:
-            self._known[self._keys[trial_id]] = [float(value) for value in values if value]
         self._completed_trials.add(trial_id)
 
 

@@ -23,6 +23,7 @@ from srdd_platform import references, tables
 from srdd_platform.best import BEST_RULE, best_row, row_config, save_best
 from srdd_platform.data import Manifest
 from srdd_platform.evaluate import EvaluationConfig, weights_digest
+from srdd_platform.fidelity import PROTOCOL
 from srdd_platform.files import sha256_file
 from srdd_platform.models import Models, ready_models
 from srdd_platform.ray_session import Session
@@ -70,10 +71,10 @@ def run_sweep(
         UserError: an input is wrong; the message says what to do.
     """
     base = base or SamplerConfig()
-    check_space(space, base)
+    check_space(space, base, grid.settings())
     preset = get_preset(args.preset)
     root = Path("runs") / args.preset
-    out = args.out or root / name
+    out = args.out or (Path("runs") / args.model.name if args.model else root) / name
     with lazy_cluster(args, console) as cluster:
         models = ready_models(args, preset, root, out, cluster, console)
         evaluation = EvaluationConfig(
@@ -114,6 +115,7 @@ def _settings(
         "device": args.device,
         "dtype": args.dtype,
         "best_rule": BEST_RULE,
+        "protocol": PROTOCOL,
     }
     runtime = {
         "model": str(models.pipeline),
@@ -182,7 +184,7 @@ def _search(
         config = row_config(best)
         save_best(out, models.pipeline, best, config)
         num_real = Manifest.load(models.data).splits["val"].num
-        refer(references.after_search(config, num_real, order=len(specs)))
+        refer(references.after_search(config, best["key"], num_real, order=len(specs)))
 
 
 def _fix_hypervolume(out: Path, grid: Grid) -> None:

@@ -11,6 +11,9 @@ from rich.console import Console
 from srdd.errors import UserError
 from srdd_platform.ray_session import Session, session
 
+DTYPES = ("float32", "bfloat16", "float16")
+MIN_IMAGES = 50  # below, a covariance says nothing
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepArgs:
@@ -36,6 +39,14 @@ class SweepArgs:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        if self.num < MIN_IMAGES:
+            raise UserError(f"--num must be at least {MIN_IMAGES}, got {self.num}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed must lie in [0, 2**32), got {self.seed}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.device != "cpu" and not self.device.startswith("cuda"):
+            raise UserError(f"--device must be cpu or cuda, got {self.device!r}")
         if (self.model is None) != (self.data is None):
             raise UserError("--model and --data go together: the model and its prepared images")
         if self.model is None and self.weights is not None:

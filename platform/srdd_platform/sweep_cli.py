@@ -18,6 +18,6 @@ def sweep_main(
 
     def action() -> None:
         args = tyro.cli(SweepArgs, description=doc)
-        run_sweep(name, space, grid, args, Console())
+        run_sweep(name, space, grid, args, Console(markup=False, highlight=False))
 
     guarded(action)

@@ -53,7 +53,8 @@ def live(
     rows = list(done)
 
     def title() -> str:
-        best = min((row["fid"] for row in rows if row.get("fid") is not None), default=math.nan)
+        fids = [row["fid"] for row in rows if row.get("fid") is not None]
+        best = min(filter(math.isfinite, fids), default=math.nan)
         return f"{len(rows)} of {total} trials, lowest FID {best:.4g}"
 
     if not console.is_terminal:

@@ -5,6 +5,8 @@ plain loop (:func:`srdd.train.loop.fit`) on its slice of each global batch. One 
 run directory: the same name resumes from the last checkpoint that Ray registered.
 """
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -164,7 +166,7 @@ def worker(config: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as directory:
             checkpoint = None
             if reduce.rank == 0:
-                torch.save(state, Path(directory) / "state.pt")
+                _save_state(state, Path(directory) / "state.pt")
                 manifest = {"step": step, "config": job.config_hash, "world": reduce.world}
                 write_json(Path(directory) / "manifest.json", manifest)
                 checkpoint = Checkpoint.from_directory(directory)
@@ -198,6 +200,16 @@ def worker(config: dict[str, Any]) -> None:
     except (FloatingPointError, UserError) as error:  # would only repeat: no retry
         if reduce.rank == 0:
             write_json(run / "failure.json", {"error": str(error)})
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint's state; a full disk is an OSError, which torch hides."""
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        if "unexpected pos" not in str(error) and "write" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _load_checkpoint(job: Job) -> dict[str, Any] | None:

@@ -182,7 +182,6 @@ def test_a_directory_with_foreign_files_is_kept(
     assert "file exists" in refused("sample", "--model", tiny_pipeline, "--out", "file")
 
 
-@pytest.mark.xfail(strict=True, reason="the grid replaces the directory and all it holds")
 def test_a_directory_named_like_a_grid_is_kept(
     refused: Refused, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
@@ -203,7 +202,6 @@ def sampled(monkeypatch: pytest.MonkeyPatch, model: Path, out: str | Path) -> ob
     return code
 
 
-@pytest.mark.xfail(strict=True, reason="new samples replace the directory and all it holds")
 def test_foreign_files_beside_earlier_samples_are_kept(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +211,6 @@ def test_foreign_files_beside_earlier_samples_are_kept(
     assert (tmp_path / "notes.txt").read_text() == "words"
 
 
-@pytest.mark.xfail(strict=True, reason="ends in a traceback, the directory's samples are gone")
 @pytest.mark.parametrize("out", [".", "link"])
 def test_a_directory_under_another_name(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
@@ -227,7 +224,6 @@ def test_a_directory_under_another_name(
     assert (home / "samples.csv").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="ends in a traceback", raises=OSError)
 @pytest.mark.parametrize("out", ["file/grid.png", "file/deep/out"])
 def test_an_output_that_cannot_be_made(
     refused: Refused, tiny_pipeline: Path, tmp_path: Path, out: str
@@ -236,7 +232,6 @@ def test_an_output_that_cannot_be_made(
     refused("sample", "--model", tiny_pipeline, "--num", 1, "--out", out)
 
 
-@pytest.mark.xfail(strict=True, reason="ends in a traceback")
 @pytest.mark.parametrize(
     "options",
     [["--seed", str(2**70)], ["--device", "meta"], ["--device", "mps"]],
@@ -403,7 +398,6 @@ def test_a_wrong_option_of_a_sweep(values: dict[str, object], message: str) -> N
     assert message in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="found out after the models are trained")
 @pytest.mark.parametrize(
     "values", [{"dtype": "float3"}, {"device": "gpu"}, {"num": 49}, {"seed": -1}], ids="".join
 )
@@ -446,7 +440,6 @@ def test_a_bug_keeps_its_traceback() -> None:
         cli.guarded(action)
 
 
-@pytest.mark.xfail(strict=True, reason="the whole traceback of the task is printed")
 def test_wrong_input_found_by_a_task_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     text = 'Traceback (most recent call last):\n  File "x.py", line 1\nUserError: shard damaged\n'
     wrapped = RayTaskError(

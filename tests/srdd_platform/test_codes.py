@@ -148,7 +148,6 @@ def test_short_codes_are_refused(codes: Path, tmp_path: Path) -> None:
         load_codes(tmp_path, "val")
 
 
-@pytest.mark.xfail(strict=True, reason="the reader's own error comes through")
 def test_a_missing_shard_is_refused(codes: Path, tmp_path: Path) -> None:
     copy(codes, tmp_path)
     (tmp_path / "val-000001.safetensors").unlink()
@@ -156,7 +155,6 @@ def test_a_missing_shard_is_refused(codes: Path, tmp_path: Path) -> None:
         load_codes(tmp_path, "val")
 
 
-@pytest.mark.xfail(strict=True, reason="the reader's own error comes through")
 def test_a_damaged_shard_is_refused(codes: Path, tmp_path: Path) -> None:
     copy(codes, tmp_path)
     shard = tmp_path / "val-000001.safetensors"

@@ -201,7 +201,6 @@ def test_the_pipeline_s_class_names_may_be_numbers(
     assert [(row["label"], row["class"]) for row in table(tmp_path / "out")] == [("0", "9")]
 
 
-@pytest.mark.xfail(strict=True, reason="the path is printed as markup")
 def test_a_path_is_not_markup(srdd: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
     out = tmp_path / "cfg[bold]3.png"
     assert str(out) in srdd("sample", "--model", tiny_pipeline, "--num", 1, "--out", out)

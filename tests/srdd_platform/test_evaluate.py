@@ -235,7 +235,6 @@ def test_the_untrained_model_is_another_one_of_the_same_shape(evaluator: Evaluat
     assert not torch.equal(draws[0].images, here.images)
 
 
-@pytest.mark.xfail(strict=True, reason="the model is built outside of the fork")
 def test_making_the_untrained_model_leaves_the_random_state(evaluator: Evaluator) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
@@ -283,7 +282,6 @@ def test_a_reduced_precision_is_recorded(tiny_pipeline: Path, evaluation: Evalua
     assert row.dtype == "bfloat16"
 
 
-@pytest.mark.xfail(strict=True, reason="features are pooled, so any size passes")
 def test_real_images_of_another_size_are_refused(
     tiny_pipeline: Path, evaluation: EvaluationConfig, tmp_path: Path
 ) -> None:
@@ -292,7 +290,6 @@ def test_real_images_of_another_size_are_refused(
         Evaluator(tiny_pipeline, replace(evaluation, data=str(tmp_path / "data")))
 
 
-@pytest.mark.xfail(strict=True, reason="the classifier's classes are not compared with the data's")
 def test_a_classifier_of_other_classes_gives_no_accuracy(
     tiny_pipeline: Path, evaluation: EvaluationConfig, tmp_path: Path
 ) -> None:
@@ -323,7 +320,6 @@ def test_the_references_are_what_the_trials_are_read_against(
     assert {spec.config.epsilon for spec in specs} == {0.0, 1e-3, 1e-2}
 
 
-@pytest.mark.xfail(strict=True, reason="epsilon-truncation keeps the grid's cfg")
 def test_a_model_without_classes_is_not_guided(tiny_pipeline: Path) -> None:
     specs = before_search(tiny_pipeline, [], 0.5, guided=False)
     assert {spec.config.cfg for spec in specs} == {0.0}
@@ -348,7 +344,6 @@ def test_the_key_of_a_reference_names_all_that_decides_it(
     assert len({first, *others}) == 9
 
 
-@pytest.mark.xfail(strict=True, reason="a reference's key leaves the protocol out")
 def test_the_key_of_a_reference_depends_on_the_protocol(
     evaluation: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -296,7 +296,6 @@ print(first.__version__)
     assert found.stdout.strip() == import_torch_fidelity().__version__
 
 
-@pytest.mark.xfail(strict=True, reason="the registry keeps the first directory")
 def test_a_classifier_may_move(tmp_path: Path) -> None:
     first = broken_classifier(tmp_path / "first", 0.125, "head.bias")
     name = load_extractor("classifier", first).name
@@ -304,7 +303,6 @@ def test_a_classifier_may_move(tmp_path: Path) -> None:
     assert load_extractor("classifier", second).name == name
 
 
-@pytest.mark.xfail(strict=True, reason="features alone are looked at")
 def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     found = load_extractor(
         "classifier", broken_classifier(tmp_path / "c", float("nan"), "head.bias")
@@ -313,7 +311,6 @@ def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         found(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
 
 
-@pytest.mark.xfail(strict=True, reason="torch's own error comes through")
 def test_a_file_that_is_no_inception_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"not weights")
     with pytest.raises(UserError, match=r"weights\.pth"):

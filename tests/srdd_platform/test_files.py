@@ -51,7 +51,7 @@ def names(directory: Path) -> list[str]:
 
 
 def fail_in(path: Path, error: BaseException, *, directory: bool = False) -> None:
-    with atomic_path(path) as temporary:
+    with atomic_path(path, replace_directory=directory) as temporary:
         if directory:
             temporary.mkdir()
             (temporary / "part").write_text("new")
@@ -89,7 +89,7 @@ def test_an_error_before_anything_is_written_leaves_nothing(tmp_path: Path) -> N
 def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "model"
     for content in ("a", "b"):
-        with atomic_path(path) as temporary:
+        with atomic_path(path, replace_directory=True) as temporary:
             temporary.mkdir()
             (temporary / content).write_text(content)
             assert temporary.parent == path.parent  # one file system: the rename is atomic
@@ -166,3 +166,11 @@ with atomic_path(Path(sys.argv[1])) as temporary:
 """
     assert python(code, path).returncode == -signal.SIGKILL
     assert path.read_text() == "old"
+
+
+def test_a_full_directory_is_no_place_for_a_file(tmp_path: Path) -> None:
+    (tmp_path / "grid.png").mkdir()
+    (tmp_path / "grid.png" / "note").write_text("mine")
+    with pytest.raises(UserError, match="is a directory"):
+        write_bytes(tmp_path / "grid.png", b"new")
+    assert (tmp_path / "grid.png" / "note").read_text() == "mine"

@@ -224,7 +224,6 @@ def test_a_run_directory_stands_for_its_model(tmp_path: Path) -> None:
     assert model_dir(tmp_path / "run" / "model") == tmp_path / "run" / "model"
 
 
-@pytest.mark.xfail(strict=True, reason="the leftover counts as somebody's file")
 def test_a_run_killed_at_its_first_write_can_be_given_again(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / ".config.json.0123abcd.tmp").write_text('{"kind": "tr')
@@ -232,14 +231,12 @@ def test_a_run_killed_at_its_first_write_can_be_given_again(tmp_path: Path) -> N
     assert config(tmp_path)["settings"] == SETTINGS
 
 
-@pytest.mark.xfail(strict=True, reason="ends in a traceback")
 def test_a_configuration_of_another_shape_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[1, 2]")
     with pytest.raises(UserError, match=r"config\.json|holds"):
         claim(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="git is started without looking for it")
 def test_a_run_needs_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     claim(tmp_path / "run")

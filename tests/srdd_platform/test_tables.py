@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import pyarrow as pa
-import pytest
 from rich.console import Console
 
 from srdd_platform.rows import SCHEMA, Row, frontier, to_json
@@ -55,7 +54,6 @@ def test_on_a_terminal_the_table_grows() -> None:
     assert f"{SHOWN + 5} of 40 trials, lowest FID 2.84" in text
 
 
-@pytest.mark.xfail(strict=True, reason="a NaN that came first stays the lowest")
 def test_the_title_survives_a_failed_trial() -> None:
     out, file = console(terminal=True)
     with live(3, [], out) as on_row:
