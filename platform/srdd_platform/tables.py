@@ -15,11 +15,11 @@ SHOWN = 12  # rows of the live table
 _COLUMNS = (
     ("cfg", "cfg", "{:.3g}"),
     ("T", "refine_steps", "{:.0f}"),
-    ("threshold", "resample_threshold", "{:.2g}"),
+    ("thresh", "resample_threshold", "{:.2g}"),
     ("feedback", "feedback", "{}"),
     ("FID", "fid", "{:.4g}"),
     ("±", "fid_se", "{:.2g}"),
-    ("accuracy", "accuracy", "{:.3f}"),
+    ("acc", "accuracy", "{:.3f}"),
     ("NFE", "nfe", "{:.1f}"),
     ("GFLOPs", "gflops_per_image", "{:.3g}"),
     ("ms", "latency_ms", "{:.1f}"),

@@ -28,7 +28,7 @@ def test_what_is_inactive_is_a_dash() -> None:
     shown = {heading: cell[0] for heading, cell in zip(headings, cells, strict=True)}
     assert shown["cfg"] == "0.5"
     assert shown["T"] == "0"
-    assert shown["threshold"] == shown["feedback"] == shown["accuracy"] == "-"
+    assert shown["thresh"] == shown["feedback"] == shown["acc"] == "-"
     assert shown["FID"] == "1.235"
     assert shown["NFE"] == "4.0"
 

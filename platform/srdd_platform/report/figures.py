@@ -159,8 +159,8 @@ def draw_frontier(info: FrontierInfo) -> go.Figure:
             _points([row], x, mode="markers", name=name, marker=marker, error_y=_bars([row]))
         )
     beside = [*info.references, *info.lines]
-    if max(costs) > 5 * min(costs):
-        figure.update_xaxes(dtick="D2")  # 1, 2, 5; closer values get Plotly's own ticks
+    if max(costs) < 100 * min(costs):  # Plotly's own ticks would read "0.1, 2, 5"
+        figure.update_xaxes(tick0=-1, dtick=math.log10(2), tickformat=".2~g")
     return _finish(figure, info.axis.title, info.protocol.extractor, info.trials, beside)
 
 

@@ -105,7 +105,7 @@ def serve_command(directory: Path) -> str:
     absolute = directory.resolve()
     here = Path.cwd().resolve()
     shown = absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
-    return f"srdd serve {shlex.quote(str(shown / 'best'))}"
+    return f"srdd serve {shlex.quote(str(shown / 'best'))} --port 8000"
 
 
 def render(sweep: SweepData, command: str) -> str:
