@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -16,6 +16,7 @@ from rich.progress import Progress
 from srdd.errors import UserError
 from srdd.masks import Mask
 from srdd.presets import get_preset
+from srdd_platform.options import Options
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -75,14 +76,7 @@ class TrainOptions:
     data: Path  # shard directory
     out: Path  # run directory; the same command again resumes it
     preset: str = "digits"
-    workers: int = 1  # Ray Train workers; the batch size is global, whatever their number
-    max_steps: int | None = None  # optimizer updates, instead of the preset's
-    batch_size: int | None = None  # instead of the preset's
-    lr: float | None = None  # instead of the preset's
-    seed: int = 0
-    device: Literal["cpu", "cuda"] = "cpu"
-    threads: int = 1  # of a CPU worker
-    checkpoint_every: int | None = None  # steps, instead of the preset's
+    training: Options = field(default_factory=Options)
     address: str | None = None  # an existing Ray cluster (host:port or auto); else a local one
 
     def train(
@@ -90,18 +84,11 @@ class TrainOptions:
     ) -> None:
         """Train one model under Ray."""
         from srdd_platform.codes import encode
-        from srdd_platform.launch import Options, is_finished, make_job, train
+        from srdd_platform.launch import is_finished, make_job, train
         from srdd_platform.ray_session import session
 
-        if self.workers < 1:
-            raise UserError(f"--workers must be positive, got {self.workers}")
-        options = Options(
-            workers=self.workers, max_steps=self.max_steps, batch_size=self.batch_size,
-            lr=self.lr, seed=self.seed, device=self.device, threads=self.threads,
-            checkpoint_every=self.checkpoint_every,
-        )  # fmt: skip
         preset = get_preset(self.preset)
-        job = make_job(kind, preset, self.data, self.out, options, **more)
+        job = make_job(kind, preset, self.data, self.out, self.training, **more)
         if is_finished(self.out):
             train([job], None, console)  # refuses other settings
             console.print(f"{self.out} is finished: {self.out / 'model'}", soft_wrap=True)

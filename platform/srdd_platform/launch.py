@@ -3,9 +3,9 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
@@ -22,12 +22,12 @@ from srdd.masks import Mask
 from srdd.pipeline import Pipeline, load_tokenizer, save_pipeline, save_tokenizer
 from srdd.presets import Preset
 from srdd.train.classifier import ClassifierTask
-from srdd.train.config import OptimConfig
 from srdd.train.tokenizer import TokenizerTask
 from srdd.train.transformer import TransformerTask
 from srdd_platform.codes import codes_dir
 from srdd_platform.data import Manifest
 from srdd_platform.files import atomic_path, sha256_file
+from srdd_platform.options import Options
 from srdd_platform.ray_session import Session
 from srdd_platform.runs import model_dir, open_run, read_metrics
 from srdd_platform.training import (
@@ -41,30 +41,6 @@ from srdd_platform.training import (
 )
 
 POLL_S = 0.5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """What every training takes beside its preset."""
-
-    workers: int = 1  # Ray Train workers; the batch size is global, whatever their number
-    max_steps: int | None = None  # optimizer updates, instead of the preset's
-    batch_size: int | None = None  # instead of the preset's
-    lr: float | None = None  # instead of the preset's
-    seed: int = 0
-    device: Literal["cpu", "cuda"] = "cpu"
-    threads: int = 1  # of a CPU worker
-    checkpoint_every: int | None = None  # steps, instead of the preset's
-
-    def apply(self, optim: OptimConfig) -> OptimConfig:
-        """The preset's optimizer with what was given here."""
-        return replace(
-            optim,
-            seed=self.seed,
-            steps=optim.steps if self.max_steps is None else self.max_steps,
-            batch_size=optim.batch_size if self.batch_size is None else self.batch_size,
-            lr=optim.lr if self.lr is None else self.lr,
-        )
 
 
 def make_job(

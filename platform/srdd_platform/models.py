@@ -11,8 +11,10 @@ from srdd.pipeline import load_pipeline
 from srdd.presets import Preset
 from srdd_platform.codes import codes_dir, encode
 from srdd_platform.data import Manifest, prepare
-from srdd_platform.launch import Options, is_finished, make_job, train
+from srdd_platform.launch import is_finished, make_job, train
+from srdd_platform.options import Options
 from srdd_platform.sweep_args import Cluster, SweepArgs
+from srdd_platform.training import Job
 
 MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # trained with the same budget
 
@@ -31,7 +33,7 @@ def ready_models(
     args: SweepArgs, preset: Preset, root: Path, out: Path, cluster: Cluster, console: Console
 ) -> Models:
     """The models to search: those given, or the preset's, prepared and trained where missing."""
-    options = Options(seed=args.seed, device="cuda" if args.device.startswith("cuda") else "cpu")
+    options = Options(device="cuda" if args.device.startswith("cuda") else "cpu")
     if args.model is not None and args.data is not None:
         pipeline, manifest = load_pipeline(args.model), Manifest.load(args.data)
         side = pipeline.tokenizer.config.resolution
@@ -48,14 +50,9 @@ def ready_models(
         weights = args.weights
         if weights is None:
             weights = out.parent / f"{out.name}-classifier"
-            if not is_finished(weights):
-                sized = replace(
-                    preset,
-                    tokenizer=pipeline.tokenizer.config,
-                )
-                job = make_job("classifier", sized, args.data, weights, options)
-                console.print("Training a classifier on the data, as the feature extractor")
-                train([job], cluster.connect(), console)
+            sized = replace(preset, tokenizer=pipeline.tokenizer.config)
+            job = make_job("classifier", sized, args.data, weights, options)
+            _train([job], "a classifier on the data, as the feature extractor", cluster, console)
         return Models(args.model, (), args.data, weights)
     data, tokenizer, classifier = root / "data", root / "tokenizer", root / "classifier"
     if not (data / "manifest.json").exists():
@@ -65,9 +62,7 @@ def ready_models(
         make_job("tokenizer", preset, data, tokenizer, options),
         make_job("classifier", preset, data, classifier, options),
     ]
-    if not all(is_finished(Path(job.run)) for job in first):
-        console.print("Training the tokenizer, and the classifier whose features measure FID")
-        train(first, cluster.connect(), console)
+    _train(first, "the tokenizer, and the classifier whose features measure FID", cluster, console)
     if not (codes_dir(data, tokenizer) / "manifest.json").exists():
         console.print("Extracting codes, once for both masks")
         cluster.connect()
@@ -76,7 +71,13 @@ def ready_models(
         make_job("transformer", preset, data, root / mask, options, tokenizer=tokenizer, mask=mask)
         for mask in MASKS
     ]
-    if not all(is_finished(Path(job.run)) for job in second):
-        console.print("Training the transformers: markov (SDD) and block_causal (VAR)")
-        train(second, cluster.connect(), console)
+    _train(second, "the transformers: markov (SDD) and block_causal (VAR)", cluster, console)
     return Models(root / "markov", (root / "block_causal",), data, classifier)
+
+
+def _train(jobs: list[Job], what: str, cluster: Cluster, console: Console) -> None:
+    """Train what is not finished; what is finished must have the same settings."""
+    finished = all(is_finished(Path(job.run)) for job in jobs)
+    if not finished:
+        console.print(f"Training {what}")
+    train(jobs, None if finished else cluster.connect(), console)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from srdd.classifier import Classifier, ClassifierConfig
 from srdd.rng import hash_counters
 from srdd.train.config import OptimConfig
-from srdd.train.loop import Batch, Reduce
+from srdd.train.loop import Batch, Stateless
 from srdd.train.tokenizer import to_float
 
 _SHIFT = 0x51F7  # a stream of random numbers
@@ -40,7 +40,7 @@ class ClassifierLoss(nn.Module):
         return loss, {"loss": loss, "accuracy": accuracy}
 
 
-class ClassifierTask:
+class ClassifierTask(Stateless):
     """The classifier's training."""
 
     def __init__(self, config: ClassifierConfig, optim: OptimConfig) -> None:
@@ -48,17 +48,3 @@ class ClassifierTask:
             torch.manual_seed(optim.seed)
             self.classifier = Classifier(config)
         self.module = ClassifierLoss(self.classifier, optim.seed)
-
-    def after_step(self, batch: Batch, step: int, reduce: Reduce) -> None:
-        """Nothing to keep up."""
-
-    def metrics(self, reduce: Reduce) -> dict[str, float]:
-        """Nothing beyond the loss."""
-        return {}
-
-    def state_dict(self, reduce: Reduce) -> dict[str, Tensor]:
-        """Nothing beyond the module."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor], reduce: Reduce) -> None:
-        """Nothing to load."""

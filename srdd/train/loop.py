@@ -77,6 +77,24 @@ class Task(Protocol):
         ...
 
 
+class Stateless:
+    """A task whose module is all its state, with no upkeep."""
+
+    def after_step(self, batch: Batch, step: int, reduce: Reduce) -> None:
+        """Nothing to keep up."""
+
+    def metrics(self, reduce: Reduce) -> dict[str, float]:
+        """Nothing beyond the loss."""
+        return {}
+
+    def state_dict(self, reduce: Reduce) -> dict[str, Tensor]:
+        """Nothing beyond the module."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor], reduce: Reduce) -> None:
+        """Nothing to load."""
+
+
 def save_state(
     task: Task, optimizer: torch.optim.Optimizer, step: int, reduce: Reduce
 ) -> dict[str, Any]:

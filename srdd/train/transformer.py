@@ -11,7 +11,7 @@ from srdd.errors import UserError
 from srdd.rng import hash_counters, uniform
 from srdd.tokenizer import Tokenizer
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd.train.loop import Batch, Reduce
+from srdd.train.loop import Batch, Stateless
 from srdd.transformer import ScaleTransformer
 
 _DROP_LABEL, _DROP_PATH = 0x1ABE1, 0xD309  # streams of random numbers
@@ -82,7 +82,7 @@ class TransformerLoss(nn.Module):
         return loss, {"loss": loss, **means}
 
 
-class TransformerTask:
+class TransformerTask(Stateless):
     """The transformer's training, on the codes of one tokenizer."""
 
     def __init__(
@@ -109,17 +109,3 @@ class TransformerTask:
             init_weights(self.model, gate=init_gate, head=init_head)
         self.model.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
         self.module = TransformerLoss(self.model, loss, optim.seed)
-
-    def after_step(self, batch: Batch, step: int, reduce: Reduce) -> None:
-        """Nothing to keep up."""
-
-    def metrics(self, reduce: Reduce) -> dict[str, float]:
-        """Nothing beyond the loss."""
-        return {}
-
-    def state_dict(self, reduce: Reduce) -> dict[str, Tensor]:
-        """Nothing beyond the module."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor], reduce: Reduce) -> None:
-        """Nothing to load."""

@@ -20,7 +20,8 @@ from srdd.pipeline import load_pipeline
 from srdd.presets import Preset, digits
 from srdd_platform.codes import encode, load_codes
 from srdd_platform.data import prepare
-from srdd_platform.launch import Options, make_job, train
+from srdd_platform.launch import make_job, train
+from srdd_platform.options import Options
 from srdd_platform.ray_session import Session
 from srdd_platform.runs import read_metrics
 
