@@ -321,15 +321,18 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+@pytest.mark.parametrize("below", [0.0, 0.5])
 @torch.no_grad()
-def test_a_restart_replaces_exactly_the_unused_codes() -> None:
-    task = _tokenizer_task()
+def test_a_restart_replaces_exactly_the_dead_codes(below: float) -> None:
+    """Dead: used at most ``below`` times as often as all codes would be if used alike."""
+    task = _tokenizer_task(restart_below=below)
     stream = _batches(_images(), 4)(0)
     weight = task.tokenizer.quantizer.codebook.weight
     batches = [next(stream) for _ in range(4)]
     for step, batch in enumerate(batches):
         task.module(batch, step)
-        unused = _usage(task) == 0
+        usage_V = _usage(task)
+        unused = usage_V <= below * usage_V.sum() / 64
         before = weight.clone()
         task.after_step(batch, step, ALONE)
         if step < 3:
