@@ -60,6 +60,17 @@ def visited(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
     return schedule
 
 
+def check_fits(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
+    """The scales visited, if the settings fit the model.
+
+    Raises:
+        UserError: a scale is unknown, top_k too large, or there is nothing to guide.
+    """
+    if model.config.unconditional and config.cfg > 0:
+        raise UserError("an unconditional model has no guidance: set cfg to 0")
+    return visited(model, config)
+
+
 @torch.no_grad()
 def begin(
     pipeline: Pipeline,
@@ -82,9 +93,7 @@ def begin(
         )
     model.check_labels(labels_B)
     labels_B, seeds_B = labels_B.to(device), seeds_B.to(device)
-    schedule = visited(model, config)
-    if model.config.unconditional and config.cfg > 0:
-        raise UserError("an unconditional model has no guidance: set cfg to 0")
+    schedule = check_fits(model, config)
     side = schedule.side
     cache = null_cache = None
     if any(first_scale_seen(model.config.mask, s) != s for s in range(schedule.num_scales)):

@@ -13,7 +13,7 @@ from srdd_platform.codes import codes_dir, encode
 from srdd_platform.data import Manifest, prepare
 from srdd_platform.launch import is_finished, make_job, train
 from srdd_platform.options import Options
-from srdd_platform.sweep_args import Cluster, SweepArgs
+from srdd_platform.sweep_args import MIN_IMAGES, Cluster, SweepArgs
 from srdd_platform.training import Job
 
 MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # trained with the same budget
@@ -46,6 +46,12 @@ def ready_models(
             raise UserError(
                 f"{args.model} knows {len(pipeline.class_names)} classes, {args.data} holds "
                 f"{len(manifest.classes)}"
+            )
+        held_out = manifest.splits["val"].num if "val" in manifest.splits else 0
+        if held_out < MIN_IMAGES:
+            raise UserError(
+                f"{args.data} holds {held_out} held-out images; the reference rows need at least "
+                f"{MIN_IMAGES}"
             )
         weights = args.weights
         if weights is None:

@@ -56,6 +56,21 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old} -> {new}"]
 
 
+def refuse_foreign(directory: Path) -> None:
+    """Refuse what is no place for a run.
+
+    Raises:
+        UserError: it is a file, or a directory with something else in it.
+    """
+    if directory.is_file():
+        raise UserError(f"{directory} is a file; give a directory")
+    strangers = directory.is_dir() and any(
+        path.name != _LOCK and not path.match(f".{CONFIG}.*.tmp") for path in directory.iterdir()
+    )
+    if strangers and not (directory / CONFIG).exists():
+        raise UserError(f"{directory} is not empty and holds no run: give another directory")
+
+
 @contextmanager
 def open_run(
     directory: Path, kind: str, settings: dict[str, Any], runtime: dict[str, Any]
@@ -72,13 +87,7 @@ def open_run(
         UserError: another process writes there, the directory holds another run, or it holds
             something that is no run.
     """
-    if directory.is_file():
-        raise UserError(f"{directory} is a file; give a directory")
-    strangers = directory.is_dir() and any(
-        path.name != _LOCK and not path.match(f".{CONFIG}.*.tmp") for path in directory.iterdir()
-    )
-    if strangers and not (directory / CONFIG).exists():
-        raise UserError(f"{directory} is not empty and holds no run: give another directory")
+    refuse_foreign(directory)
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / _LOCK)
     try:

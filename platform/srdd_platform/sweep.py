@@ -19,6 +19,7 @@ from srdd.errors import UserError
 from srdd.fields import to_dict
 from srdd.pipeline import load_pipeline
 from srdd.presets import get_preset
+from srdd.sampling import check_fits
 from srdd_platform import references, tables
 from srdd_platform.best import BEST_RULE, best_row, row_config, save_best
 from srdd_platform.data import Manifest
@@ -29,8 +30,9 @@ from srdd_platform.models import Models, ready_models
 from srdd_platform.ray_session import Session
 from srdd_platform.report import build_report
 from srdd_platform.rows import compile_table, frontier, read_rows
-from srdd_platform.runs import model_dir, note, open_run
-from srdd_platform.search import Search, check_space, run_search, trial_rows
+from srdd_platform.runs import model_dir, note, open_run, refuse_foreign
+from srdd_platform.search import Search, run_search, trial_rows
+from srdd_platform.space import check_space, extremes, setting
 from srdd_platform.sweep_args import Cluster, SweepArgs, lazy_cluster
 
 HYPERVOLUME_COST, HYPERVOLUME_FID = 8.0, 2.0  # times plain SDD at the grid's cfg
@@ -75,6 +77,7 @@ def run_sweep(
     preset = get_preset(args.preset)
     root = Path("runs") / args.preset
     out = args.out or (Path("runs") / args.model.name if args.model else root) / name
+    refuse_foreign(out)
     with lazy_cluster(args, console) as cluster:
         models = ready_models(args, preset, root, out, cluster, console)
         evaluation = EvaluationConfig(
@@ -149,6 +152,8 @@ def _search(
     weights = _extractor_digest(models.weights)
     loaded = load_pipeline(models.pipeline)
     guided = not loaded.transformer.config.unconditional
+    for config in [base, *(setting(base, p) for p in [*grid.settings(), *extremes(space)])]:
+        check_fits(loaded.transformer, config)
     specs = references.before_search(models.pipeline, models.others, grid.cfg, guided=guided)
     shared = (out, models.pipeline, evaluation)
 

@@ -19,7 +19,8 @@ from srdd.errors import UserError
 from srdd_platform.best import row_config
 from srdd_platform.evaluate import columns
 from srdd_platform.rows import Row, to_json
-from srdd_platform.search import OBJECTIVES, RowSearch, active_key, check_space, setting, suggest
+from srdd_platform.search import OBJECTIVES, RowSearch
+from srdd_platform.space import active_key, check_space, setting, suggest
 from srdd_platform.sweep import Grid
 
 BASE = SamplerConfig()
