@@ -202,12 +202,21 @@ class Reference:
         self.root: Array = (vectors * np.sqrt(eigenvalues.clip(0))) @ vectors.T
 
     def frechet(self, features_nD: Tensor) -> float:
-        """The Frechet distance between two Gaussians, through a symmetric square root."""
-        mean, cov = _statistics(features_nD)
-        eigenvalues = np.linalg.eigvalsh(self.root @ cov @ self.root).clip(0)
+        """The Frechet distance between two Gaussians, through a symmetric product.
+
+        The product of the covariances has the same positive eigenvalues as an n x n matrix, which
+        is the smaller one where there are fewer images than features.
+        """
+        values: Array = features_nD.double().numpy()
+        mean = values.mean(axis=0)
+        centred_nD = (values - mean) / np.sqrt(len(values) - 1)
+        if len(values) < values.shape[1]:
+            product = centred_nD @ self.cov @ centred_nD.T
+        else:
+            product = self.root @ (centred_nD.T @ centred_nD) @ self.root
+        roots = np.sqrt(np.linalg.eigvalsh(product).clip(0)).sum()
         gap = self.mean - mean
-        trace = np.trace(self.cov) + np.trace(cov) - 2 * np.sqrt(eigenvalues).sum()
-        return float(gap @ gap + trace)
+        return float(gap @ gap + np.trace(self.cov) + np.square(centred_nD).sum() - 2 * roots)
 
     def standard_error(self, features_nD: Tensor, labels_n: Tensor) -> float:
         """Jackknife over blocks that each hold every class alike.

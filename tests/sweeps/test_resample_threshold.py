@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ from srdd_platform.data import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIALS = 14
+LIMIT_S = 400
 pytestmark = pytest.mark.ray
 
 
@@ -60,10 +62,15 @@ def start(inputs: Path, out: Path, *more: str) -> subprocess.Popen[str]:
         "--trials", str(TRIALS), "--num", "60", *more,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as from a terminal
     )  # fmt: skip
+    watchdog = threading.Timer(LIMIT_S, process.kill)  # a sweep that hangs fails the test
+    watchdog.daemon = True
+    watchdog.start()
+    return process
 
 
 def read_until(process: subprocess.Popen[str], trials: int) -> list[str]:
