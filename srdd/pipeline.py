@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from srdd.checkpoint import build_empty, load_weights, read_config, save_model
 from srdd.config import SamplerConfig, TokenizerConfig, TransformerConfig
@@ -149,6 +147,15 @@ def _local(source: str | Path) -> Path:
     parts = str(source).split("/")
     if len(parts) != 2 or not all(parts) or str(source).startswith((".", "~")):
         raise UserError(f"{path} does not exist")
+    try:  # only here, so that a machine with torch and safetensors alone can do the rest
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ImportError:
+        raise UserError(f"{path} does not exist here, and huggingface_hub is missing") from None
     try:
         return Path(snapshot_download(str(source)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -43,7 +43,10 @@ def test_folders_that_must_not_be_packages(folder: str) -> None:
 
 
 def test_the_science_imports_neither_ray_nor_tools() -> None:
-    foreign = ("ray", "optuna", "pandas", "plotly", "webdataset", "torch_fidelity", "tyro", "rich")
+    foreign = (
+        "ray", "optuna", "pandas", "plotly", "webdataset", "torch_fidelity", "torchvision", "tyro",
+        "rich", "huggingface_hub", "PIL", "sklearn",
+    )  # fmt: skip
     loaded = _python(
         "import pkgutil, importlib, sys, srdd\n"
         "for module in pkgutil.walk_packages(srdd.__path__, 'srdd.'):\n"
