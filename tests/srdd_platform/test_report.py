@@ -383,11 +383,7 @@ def test_foreign_directories_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-def test_a_click_shows_the_samples_of_that_row(tmp_path: Path) -> None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    executable = next((path for name in names if (path := shutil.which(name))), None)
-    if executable is None:
-        pytest.skip("no Chromium on the PATH")
+def test_a_click_shows_the_samples_of_that_row(tmp_path: Path, chromium: str) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     directory = sweep(tmp_path / "sweep", ROWS)
     grids(directory, *(one.key for one in ROWS if one.status == "ok" and one.kind == "trial"))
@@ -396,7 +392,7 @@ def test_a_click_shows_the_samples_of_that_row(tmp_path: Path) -> None:
     problems: list[str] = []
     asked: list[str] = []
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         page.on("console", lambda m: m.type == "error" and problems.append(m.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
