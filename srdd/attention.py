@@ -1,17 +1,37 @@
-"""Self-attention over scales: one dense SDPA a scale, so that no L x L mask is ever built."""
+"""Self-attention over scales: one SDPA a scale, so that no L x L mask is built.
+
+All scales at once, as in training, there are other ways to the same values; :data:`BACKENDS`
+names them and :func:`choose_backend` picks one.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srdd.masks import Mask, first_scale_seen
+from srdd.errors import UserError
+from srdd.masks import Mask, View, build_mask, first_scale_seen, neighbourhood, views
+from srdd.scales import ScaleSchedule
 
 _MIN_ROWS = 4  # a product of fewer rows takes another CPU kernel, which rounds otherwise
 _MAX_LOG_SCALE = math.log(100)
+_TINY = 1e-12  # the least norm divided by (torch.nn.functional.normalize's)
+_FLEX_LENGTH = 1500  # below, FlexAttention's 128 x 128 blocks waste more than they skip
+
+Backend = Literal["scales", "varlen", "flex", "dense"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+
+class AttentionConstants(NamedTuple):
+    """What a layer's weights alone decide."""
+
+    bias_3W: Tensor  # of queries, keys (zero) and values
+    scale_2H1: Tensor | None  # length of queries and of keys, float32; None: not normalised
 
 
 class RowLinear(nn.Linear):
@@ -21,56 +41,61 @@ class RowLinear(nn.Linear):
     same image drawn in a batch, bit for bit.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
-        """[..., C] -> [..., C']."""
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+        """[..., C] -> [..., C']; ``bias`` stands in for the layer's own."""
+        bias = self.bias if bias is None else bias
         rows = input.shape[:-1].numel()
-        if self.training or input.is_cuda or not 0 < rows < _MIN_ROWS:
-            return super().forward(input)
+        if self.training or not input.is_cpu or not 0 < rows < _MIN_ROWS:
+            return F.linear(input, self.weight, bias)
         flat = F.pad(input.reshape(rows, -1), (0, 0, 0, _MIN_ROWS - rows))
-        return super().forward(flat)[:rows].view(*input.shape[:-1], self.out_features)
+        padded = F.linear(flat, self.weight, bias)
+        return padded[:rows].view(*input.shape[:-1], self.out_features)
 
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
     """Keys and values of the scales done, for every block, preallocated for the whole schedule."""
 
-    keys: Tensor  # [D, B, H, L, hd]
+    keys: Tensor  # [D, halves, B, H, L, hd]: guidance's conditional half, then the other
     values: Tensor
-    spans: tuple[tuple[int, int], ...]  # of the scales visited
+    views: tuple[View, ...]  # of the scales visited
 
     @classmethod
     def empty(
-        cls,
-        depth: int,
-        batch: int,
-        heads: int,
-        head: int,
-        spans: Sequence[tuple[int, int]],
-        like: Tensor,
+        cls, shape: tuple[int, int, int, int, int], views: Sequence[View], like: Tensor
     ) -> "KVCache":
-        """Room for the scales of ``spans``, on ``like``'s device and in its dtype."""
-        shape = (depth, batch, heads, spans[-1][1], head)
-        return cls(like.new_empty(shape), like.new_empty(shape), tuple(spans))
+        """Room for the scales of ``views``, on ``like``'s device and in its dtype.
+
+        Args:
+            shape: blocks D, halves, images B, heads H, head size hd.
+            views: of the scales visited.
+            like: a tensor of the model.
+        """
+        room = (*shape[:4], views[-1].end, shape[4])
+        return cls(like.new_empty(room), like.new_empty(room), tuple(views))
 
     def select(self, rows: Tensor) -> "KVCache":
-        """The cache of some batch rows (a copy)."""
-        return KVCache(self.keys[:, rows], self.values[:, rows], self.spans)
+        """The cache of some images (a copy)."""
+        return KVCache(self.keys[:, :, rows], self.values[:, :, rows], self.views)
 
     def extend(
-        self, depth: int, k: Tensor, v: Tensor, mask: Mask, scale: int, write: bool
+        self, depth: int, k: Tensor, v: Tensor, view: View, write: bool
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values that ``scale`` sees: earlier scales' from the cache, its own given.
+        """Keys and values that a scale sees: earlier scales' from the cache, its own given.
 
         ``write`` stores the scale's own; a refinement pass leaves those of the first pass.
         """
-        begin, end = self.spans[scale]
-        first = self.spans[first_scale_seen(mask, scale)][0]
+        images = self.keys.shape[2]
+        halves = len(k) // max(1, images)
+        keys, values = self.keys[depth, :halves], self.values[depth, :halves]
         if write:
-            self.keys[depth][:, :, begin:end] = k
-            self.values[depth][:, :, begin:end] = v
-            return self.keys[depth][:, :, first:end], self.values[depth][:, :, first:end]
-        keys, values = self.keys[depth][:, :, first:begin], self.values[depth][:, :, first:begin]
-        return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
+            keys[:, :, :, view.begin : view.end] = k.unflatten(0, (halves, images))
+            values[:, :, :, view.begin : view.end] = v.unflatten(0, (halves, images))
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+        if write:
+            return keys[:, :, view.first : view.end], values[:, :, view.first : view.end]
+        seen = slice(view.first, view.begin)
+        return torch.cat((keys[:, :, seen], k), dim=2), torch.cat((values[:, :, seen], v), dim=2)
 
 
 class SelfAttention(nn.Module):
@@ -92,32 +117,145 @@ class SelfAttention(nn.Module):
             self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(4.0)))
         self.softmax_scale = 1.0 if l2_norm else 0.25 / math.sqrt(width / num_heads)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, constants: AttentionConstants) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: [B, l, W] -> three times [B, H, l, hd]."""
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = self.qkv(x) + bias
-        heads = qkv.unflatten(2, (3, self.num_heads, x.shape[2] // self.num_heads))
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        if self.l2_norm:
-            q = F.normalize(q, dim=-1) * self.log_scale.clamp_max(_MAX_LOG_SCALE).exp()
-            k = F.normalize(k, dim=-1)
+        bias_3W, scale_2H1 = constants
+        qkv = self.qkv(x, bias_3W)
+        qkv = qkv.unflatten(-1, (3, self.num_heads, x.shape[-1] // self.num_heads))
+        if scale_2H1 is not None:  # cosine attention: unit keys, queries of a learned length
+            qk = qkv[:, :, :2]
+            norm = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=torch.float32)
+            factor = scale_2H1 / norm.clamp_min(_TINY)
+            if torch.is_grad_enabled():
+                qkv = torch.cat(((qk * factor).to(qkv.dtype), qkv[:, :, 2:]), dim=2)
+            else:
+                qk.mul_(factor)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Dense attention of all queries to all keys: [B, H, l, hd] -> [B, H, l, hd]."""
-        return F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Attention of all queries to all keys: [B, H, l, hd] -> [B, H, l, hd]."""
+        return F.scaled_dot_product_attention(q, k, v, allowed, scale=self.softmax_scale)
 
     def merge(self, out: Tensor) -> Tensor:
         """Join the heads and project: [B, H, l, hd] -> [B, l, W]."""
         y: Tensor = self.proj(out.transpose(1, 2).flatten(2))
         return y
 
-    def forward(self, x_BLW: Tensor, mask: Mask, spans: Sequence[tuple[int, int]]) -> Tensor:
-        """All scales at once, as in training: each attends to the scales its mask shows it."""
-        q, k, v = self.project(x_BLW)
-        outs = []
-        for scale, (begin, end) in enumerate(spans):
-            first = spans[first_scale_seen(mask, scale)][0]
-            seen = slice(first, end)
-            outs.append(self.attend(q[:, :, begin:end], k[:, :, seen], v[:, :, seen]))
-        return self.merge(torch.cat(outs, dim=2))
+
+def attention_constants(layers: Sequence[SelfAttention]) -> list[AttentionConstants]:
+    """What the weights of some layers decide, the same in every call; computed for all at once."""
+    q_bias_DW = torch.stack([layer.q_bias for layer in layers])
+    v_bias_DW = torch.stack([layer.v_bias for layer in layers])
+    bias_D3W = torch.cat((q_bias_DW, torch.zeros_like(q_bias_DW), v_bias_DW), dim=1).unbind(0)
+    if not layers[0].l2_norm:
+        return [AttentionConstants(bias_3W, None) for bias_3W in bias_D3W]
+    log_scale_DH1 = torch.stack([layer.log_scale for layer in layers]).squeeze(-1).float()
+    q_scale_DH1 = log_scale_DH1.clamp_max(_MAX_LOG_SCALE).exp()
+    scale_D2H1 = torch.stack((q_scale_DH1, torch.ones_like(q_scale_DH1)), dim=1).unbind(0)
+    return [AttentionConstants(*pair) for pair in zip(bias_D3W, scale_D2H1, strict=True)]
+
+
+def choose_backend(mask: Mask, length: int, like: Tensor) -> Backend:
+    """The backend for all scales at once.
+
+    ``scales`` (one SDPA a scale) is the reference and the only one with gradients on CPU. On
+    CUDA ``varlen`` runs the Markovian mask as one kernel in half precision, and ``flex`` pays for
+    long sequences.
+    """
+    if like.is_cuda:
+        if mask == "markov" and like.dtype in (torch.float16, torch.bfloat16):
+            return "varlen"
+        if mask != "markov_local" and length >= _FLEX_LENGTH:
+            return "flex"
+    return "scales"
+
+
+def attend_scales(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    schedule: ScaleSchedule,
+    backend: Backend,
+    softmax_scale: float,
+) -> Tensor:
+    """Attention of all scales at once under a mask: three times [B, H, L, hd] -> [B, H, L, hd].
+
+    Every backend gives the same values up to rounding; ``dense`` is the textbook form, which
+    needs the whole mask.
+
+    Raises:
+        UserError: the backend cannot express the mask.
+    """
+    if backend == "dense":
+        allowed = build_mask(mask, schedule).to(q.device)
+        return F.scaled_dot_product_attention(q, k, v, allowed, scale=softmax_scale)
+    if (backend == "varlen" and mask != "markov") or (backend == "flex" and mask == "markov_local"):
+        raise UserError(f"attention backend {backend!r} cannot express mask {mask!r}: use 'scales'")
+    if backend == "varlen":
+        return _varlen(q, k, v, schedule, softmax_scale)
+    if backend == "flex":
+        return _flex(q, k, v, mask, schedule, softmax_scale)
+    outs = []
+    for view in views(mask, schedule):
+        own, seen = slice(view.begin, view.end), slice(view.first, view.end)
+        near = neighbourhood(view.local_side, q.device) if view.local_side else None
+        outs.append(
+            F.scaled_dot_product_attention(
+                q[:, :, own], k[:, :, seen], v[:, :, seen], near, scale=softmax_scale
+            )
+        )
+    return torch.cat(outs, dim=2)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, schedule: ScaleSchedule, scale: float) -> Tensor:
+    """The Markovian mask as S sequences an image, packed: one flash kernel, no mask at all."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, length = q.shape[0], q.shape[2]
+    starts_S = torch.tensor([begin for begin, _ in schedule.spans], device=q.device)
+    starts = (torch.arange(batch, device=q.device)[:, None] * length + starts_S).flatten()
+    cu_seq = F.pad(starts, (0, 1), value=batch * length).to(torch.int32)
+    longest = schedule.side**2
+    packed = [part.transpose(1, 2).flatten(0, 1) for part in (q, k, v)]  # [B * L, H, hd]
+    attend: Any = varlen_attn
+    out: Tensor = attend(*packed, cu_seq, cu_seq, longest, longest, scale=scale)
+    out = out.view(batch, length, *out.shape[1:])
+    return out.transpose(1, 2)
+
+
+def _flex(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, schedule: ScaleSchedule, scale: float
+) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attend = _compiled_flex() if q.is_cuda else flex_attention
+    out: Tensor = attend(q, k, v, block_mask=_block_mask(mask, schedule, q.device), scale=scale)
+    return out
+
+
+@cache
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@cache
+def _block_mask(mask: Mask, schedule: ScaleSchedule, device: torch.device) -> Any:
+    """FlexAttention's block mask of a schedule, built once."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    sides = torch.tensor([end - begin for begin, end in schedule.spans], device=device)
+    scale_L = torch.repeat_interleave(torch.arange(len(sides), device=device), sides)
+    first_S = torch.tensor(
+        [first_scale_seen(mask, s) for s in range(schedule.num_scales)], device=device
+    )
+
+    def allowed(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own, other = scale_L[query], scale_L[key]
+        return (other <= own) & (other >= first_S[own])
+
+    length = schedule.length
+    return create_block_mask(allowed, None, None, length, length, device=str(device))

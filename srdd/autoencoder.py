@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from srdd.config import TokenizerConfig
 
 
+def _norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
+    """Group norm, then SiLU, in place where no gradient needs what it overwrites."""
+    normed: Tensor = norm(x)
+    return F.silu(normed, inplace=not torch.is_grad_enabled())
+
+
 def _norm(channels: int) -> nn.GroupNorm:
     groups = 32 if channels % 32 == 0 else math.gcd(channels, 8)
     return nn.GroupNorm(groups, channels, eps=1e-6)
@@ -32,9 +38,10 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        out: Tensor = self.nin_shortcut(x) + h
+        h: Tensor = self.conv1(_norm_silu(self.norm1, x))
+        h = self.conv2(_norm_silu(self.norm2, h))
+        out: Tensor = self.nin_shortcut(x)
+        out = out + h if torch.is_grad_enabled() else h.add_(out)
         return out
 
 
@@ -70,16 +77,63 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the side: nearest, then a convolution."""
+    """Double the side: nearest, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self._phases: tuple[Tensor, int, Tensor] | None = None  # of these weights, their version
+
+    def phases(self) -> tuple[Tensor, Tensor]:
+        """Weight [4C, C, 2, 2] and bias [4C] of the four phases; the weight is kept.
+
+        It is made anew when the weights change. Those it was made of are held: an address that
+        was let go could be the new weights' own.
+        """
+        weight, bias = self.conv.weight, self.conv.bias
+        assert bias is not None
+        version = 0 if weight.is_inference() else weight._version
+        if self._phases is None or not _same(self._phases[0], weight) or self._phases[1] != version:
+            kernel = _halves(_halves(weight, 3), 2).contiguous(memory_format=torch.channels_last)
+            self._phases = (weight.detach(), version, kernel)
+        return self._phases[2], bias.repeat(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, C, 2h, 2w]."""
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-        return out
+        """[B, C, h, w] -> [B, C, 2h, 2w].
+
+        Without gradients by phases: after nearest doubling, each of the four output pixels of an
+        input pixel sees a 2x2 neighbourhood of the input, so one 2x2 convolution with four times
+        the channels does 4/9 of the multiplications. The same up to rounding.
+        """
+        if torch.is_grad_enabled():
+            out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+            return out
+        batch, channels, height, width = x.shape
+        fours = F.conv2d(x, *self.phases(), padding=1)
+        phases = fours.permute(0, 2, 3, 1).unflatten(3, (2, 2, channels))
+        out = x.new_empty(batch, height, 2, width, 2, channels)
+        for i in (0, 1):
+            for j in (0, 1):
+                out[:, :, i, :, j].copy_(phases[:, i : i + height, j : j + width, i, j])
+        return out.view(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same memory."""
+    if a.is_meta != b.is_meta or a.dtype != b.dtype:
+        return False
+    return a.is_meta or a.data_ptr() == b.data_ptr()
+
+
+def _halves(weight: Tensor, dim: int) -> Tensor:
+    """Three taps over a doubled axis, as two taps for its even and two for its odd places.
+
+    The phases stand one after the other in dimension 0.
+    """
+    first, middle, last = weight.unbind(dim)
+    even = torch.stack((first, middle + last), dim=dim)
+    odd = torch.stack((first + middle, last), dim=dim)
+    return torch.cat((even, odd))
 
 
 class Middle(nn.Module):
@@ -136,14 +190,16 @@ class Encoder(nn.Module):
         self.mid = Middle(previous)
         self.norm_out = _norm(previous)
         self.conv_out = nn.Conv2d(previous, config.z_channels, 3, padding=1)
+        # Or every call would reorder the weights.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode."""
-        h = self.conv_in(x)
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for level in self.down:
             assert isinstance(level, Level)
             h = level.downsample(level(h))
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        out: Tensor = self.conv_out(_norm_silu(self.norm_out, self.mid(h)))
         return out
 
 
@@ -168,31 +224,37 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(levels)  # index 0 is the finest, as in the published weights
         self.norm_out = _norm(previous)
         self.conv_out = nn.Conv2d(previous, 3, 3, padding=1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode."""
-        h = self.mid(self.conv_in(z))
+        h = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
         for i in range(len(self.up) - 1, -1, -1):
             level = self.up[i]
             assert isinstance(level, Level)
             h = level.upsample(level(h))
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        out: Tensor = self.conv_out(_norm_silu(self.norm_out, h))
         return out
 
 
-def decode_chunk(resolution: int) -> int:
-    """Images decoded at once: a function of the resolution alone, so pixels never move with B.
+def decode_chunk(resolution: int, batch: int, device: torch.device) -> int:
+    """Images decoded at once, which bounds the decoder's activations.
 
-    It bounds the decoder's activations at those of one 256-pixel image.
+    On CPU a function of the resolution alone (one image from 128 pixels on, at most 8), so that
+    pixels never move with the batch. Elsewhere 16 images of 256 pixels, and no more than there are.
     """
-    return max(1, min(32, (256 // resolution) ** 2))
+    if device.type == "cpu":
+        return max(1, min(8, (128 // resolution) ** 2))
+    return min(batch, 16 * max(1, (256 // resolution) ** 2))
 
 
 def in_chunks(function: nn.Module, x: Tensor, size: int) -> Tensor:
     """Apply ``function`` to slices of exactly ``size`` rows, the last one padded with zeros."""
     outputs = []
-    for begin in range(0, max(1, len(x)), size):
+    for begin in range(0, max(1, len(x)), max(1, size)):
         rows = x[begin : begin + size]
-        padding = rows.new_zeros(size - len(rows), *rows.shape[1:])
-        outputs.append(function(torch.cat((rows, padding)))[: len(rows)])
-    return torch.cat(outputs)
+        if len(rows) < size:
+            padding = rows.new_zeros(size - len(rows), *rows.shape[1:])
+            rows = torch.cat((rows, padding))
+        outputs.append(function(rows)[: len(x) - begin])
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

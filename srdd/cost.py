@@ -47,9 +47,9 @@ def increment_flops(config: TransformerConfig) -> int:
 
 @cache
 def decoder_flops(config: TokenizerConfig) -> int:
-    """Decoding one image's latent, counted by torch on the meta device."""
+    """Decoding one image's latent without gradients, counted by torch on the meta device."""
     side = config.patch_nums[-1]
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
         latent = torch.empty(1, config.z_channels, side, side)
         torch.nn.Conv2d(config.z_channels, config.z_channels, 3, padding=1)(latent)
         Decoder(config)(latent)

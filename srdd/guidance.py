@@ -1,5 +1,6 @@
 """Classifier-free guidance: how its weight grows with the scale, and how it is applied."""
 
+import torch
 from torch import Tensor
 
 from srdd.config import SamplerConfig
@@ -25,4 +26,4 @@ def weights(config: SamplerConfig, schedule: ScaleSchedule) -> tuple[float, ...]
 
 def combine(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
     """(1 + t) cond - t uncond. Linear, so it may stand before the linear head."""
-    return (1 + weight) * conditional - weight * unconditional
+    return torch.lerp(unconditional, conditional, 1 + weight)

@@ -1,9 +1,10 @@
-"""Which scales a scale attends to. The masks are rules, never stored with the weights.
+"""Which codes a scale attends to. The masks are rules, never stored with the weights.
 
 Block s of the input is the map built from scales < s, so attending within block s *is* attending
 to the previous scale: the Markovian mask of the paper is the block-diagonal one.
 """
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -11,27 +12,73 @@ from torch import Tensor
 
 from srdd.scales import ScaleSchedule
 
-Mask = Literal["block_causal", "markov", "previous"]
+Mask = Literal["block_causal", "markov", "previous", "markov_local"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
+LOCAL_SCALES, LOCAL_WINDOW = 2, 7  # of markov_local: its finest scales, the window's side
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one scale attends to: all codes from ``first`` to its own last, or a window of them."""
+
+    first: int  # the first code seen
+    begin: int  # the scale's own codes
+    end: int
+    local_side: int = 0  # the grid's side where each code sees a window of its own scale only
 
 
 def first_scale_seen(mask: Mask, scale: int) -> int:
     """The coarsest scale that ``scale`` attends to; it sees all from there to itself.
 
-    ``block_causal`` is VAR, ``markov`` SDD. ``previous`` opens one block more and is an ablation:
-    after d layers it reaches d scales back, so it is not Markov beyond one layer.
+    ``block_causal`` is VAR, ``markov`` SDD, ``markov_local`` MVAR. ``previous`` opens one block
+    more and is an ablation: after d layers it reaches d scales back, so it is not Markov beyond
+    one layer.
     """
-    return {"block_causal": 0, "markov": scale, "previous": max(0, scale - 1)}[mask]
+    if mask == "block_causal":
+        return 0
+    return max(0, scale - 1) if mask == "previous" else scale
+
+
+def views(mask: Mask, schedule: ScaleSchedule) -> tuple[View, ...]:
+    """What each scale visited attends to, in codes of the schedule."""
+    spans, last = schedule.spans, len(schedule.parent) - LOCAL_SCALES
+    return tuple(
+        View(
+            first=spans[first_scale_seen(mask, scale)][0],
+            begin=begin,
+            end=end,
+            local_side=side if mask == "markov_local" and parent >= last else 0,
+        )
+        for scale, ((begin, end), side, parent) in enumerate(
+            zip(spans, schedule.patch_nums, schedule.parent_index, strict=True)
+        )
+    )
+
+
+def neighbourhood(side: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which codes of a grid see which: a window around each, shifted to lie inside the grid.
+
+    The rule of neighbourhood attention (Hassani et al. 2023), as MVAR's finest two scales use it:
+    at the border a code still sees ``LOCAL_WINDOW`` squared codes.
+
+    Returns:
+        bool [side * side, side * side], True where the query (row) may see the key (column).
+    """
+    window = min(LOCAL_WINDOW, side)
+    place_n = torch.arange(side, device=device)
+    first_n = (place_n - window // 2).clamp(0, side - window)
+    near_nn = (place_n >= first_n[:, None]) & (place_n < first_n[:, None] + window)
+    return (near_nn[:, None, :, None] & near_nn[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
 def build_mask(mask: Mask, schedule: ScaleSchedule) -> Tensor:
-    """The dense mask, for tests and pictures; the model never builds it.
+    """The dense mask: the reference of tests and of the dense attention backend.
 
     Returns:
         bool [L, L], True where the query (row) may see the key (column).
     """
-    spans = schedule.spans
     mask_LL = torch.zeros(schedule.length, schedule.length, dtype=torch.bool)
-    for scale, (begin, end) in enumerate(spans):
-        mask_LL[begin:end, spans[first_scale_seen(mask, scale)][0] : end] = True
+    for view in views(mask, schedule):
+        own = neighbourhood(view.local_side) if view.local_side else torch.tensor(True)
+        mask_LL[view.begin : view.end, view.first : view.end] = own
     return mask_LL

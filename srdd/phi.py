@@ -34,9 +34,9 @@ class PhiBank(nn.Module):
     def forward(self, h: Tensor, patch_num: int) -> Tensor:
         """Blend the map half and half with its convolution."""
         conv = self.convs[self.conv_of[patch_num]]
-        if len(h) == 1 and not h.is_cuda and not torch.is_grad_enabled():
+        if len(h) == 1 and h.is_cpu and not torch.is_grad_enabled():
             # One map alone takes another CPU kernel, which rounds otherwise than a batch's.
             smooth: Tensor = conv(torch.cat((h, h)))[:1]
         else:
             smooth = conv(h)
-        return 0.5 * h + 0.5 * smooth  # [B, C, N, N]
+        return (h + smooth) * 0.5  # [B, C, N, N]

@@ -41,13 +41,15 @@ class Pipeline:
             )
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Move to a device, the transformer's weights to a dtype; returns self.
+        """Move to a device, transformer and decoder to a dtype; returns self.
 
-        Head and codebook sums stay in float32, and so does the tokenizer.
+        Linear head, codebook and the sums of the map stay in float32, and so does the encoder.
         """
         self.tokenizer.to(device)
         self.transformer.to(device)
         if dtype is not None:
+            self.tokenizer.decoder.to(dtype)
+            self.tokenizer.post_quant_conv.to(dtype)
             for name, parameter in self.transformer.named_parameters():
                 if not name.startswith(("quantizer.", "head.")):
                     parameter.data = parameter.data.to(dtype)

@@ -36,10 +36,9 @@ def hash_counters(*counters: Tensor | int) -> Tensor:
     """Hash int64 counters, broadcast against each other, to int64 bits."""
     device = next((c.device for c in counters if isinstance(c, Tensor)), torch.device("cpu"))
     bits = torch.zeros((), dtype=torch.int64, device=device)
-    for counter in counters:
-        if not isinstance(counter, Tensor):
-            counter = torch.tensor(_signed(counter), device=device)
-        bits = mix((bits ^ counter) + _signed(_GOLDEN))
+    for counter in counters:  # an int stays on the host: a copy would wait for the device
+        step = counter if isinstance(counter, Tensor) else _signed(counter)
+        bits = mix((bits ^ step) + _signed(_GOLDEN))
     return bits
 
 

@@ -6,24 +6,28 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from srdd.attention import KVCache
+from srdd.attention import AttentionConstants, KVCache
 from srdd.transformer import Conditioning
 
 
 @dataclass(frozen=True, slots=True)
 class SampleState:
-    """Images between two scales: row b is one image, whatever stands beside it."""
+    """Images between two scales: row b is one image, whatever stands beside it.
+
+    Under guidance there are two halves, the conditional one first.
+    """
 
     seeds_B: Tensor  # int64
-    conditioning: Conditioning
-    null: Conditioning  # one row, the null class
+    uniforms_BL: Tensor  # float64, what each code's first draw uses
+    conditioning: Conditioning  # each part [halves, B, ...]
+    constants: Sequence[AttentionConstants]
     f_hat: Tensor  # [B, C, N, N], what the scales done have built
     codes_BL: Tensor  # int64, of the scales done
     cache: KVCache | None  # where the mask looks back
-    null_cache: KVCache | None  # of the unconditional half
     scale: int  # scales done
-    nfe_B: Tensor  # int64, network evaluations; guidance's second half counts
-    flops_B: Tensor  # int64
+    nfe_B: Tensor  # int64 on the CPU, network evaluations; guidance's second half counts
+    flops_B: Tensor  # int64 on the CPU
+    fault: Tensor  # int64, names the first evaluation that was not finite; 0: none
 
     def __len__(self) -> int:
         return len(self.seeds_B)
@@ -50,40 +54,41 @@ class SampleResult:
 
 def select(state: SampleState, rows: Tensor) -> SampleState:
     """Some rows of a state."""
+    counted = rows.cpu()
     return replace(
         state,
         seeds_B=state.seeds_B[rows],
-        conditioning=state.conditioning.select(rows),
+        uniforms_BL=state.uniforms_BL[rows],
+        conditioning=state.conditioning.map(lambda part: part[:, rows]),
         f_hat=state.f_hat[rows],
         codes_BL=state.codes_BL[rows],
         cache=state.cache.select(rows) if state.cache is not None else None,
-        null_cache=state.null_cache.select(rows) if state.null_cache is not None else None,
-        nfe_B=state.nfe_B[rows],
-        flops_B=state.flops_B[rows],
+        nfe_B=state.nfe_B[counted],
+        flops_B=state.flops_B[counted],
     )
 
 
 def join(states: Sequence[SampleState]) -> SampleState:
     """Join states that stand at the same scale of the same configuration into one batch."""
-
-    def cat_caches(caches: list[KVCache | None]) -> KVCache | None:
-        real = [cache for cache in caches if cache is not None]
-        if not real:
-            return None
-        keys = torch.cat([cache.keys for cache in real], dim=1)
-        return KVCache(keys, torch.cat([cache.values for cache in real], dim=1), real[0].spans)
-
+    caches = [state.cache for state in states if state.cache is not None]
+    cache = None
+    if caches:
+        keys = torch.cat([cache.keys for cache in caches], dim=2)
+        values = torch.cat([cache.values for cache in caches], dim=2)
+        cache = KVCache(keys, values, caches[0].views)
+    parts = zip(*(state.conditioning for state in states), strict=True)
     return SampleState(
         seeds_B=torch.cat([s.seeds_B for s in states]),
-        conditioning=Conditioning.cat([s.conditioning for s in states]),
-        null=states[0].null,
+        uniforms_BL=torch.cat([s.uniforms_BL for s in states]),
+        conditioning=Conditioning(*(torch.cat(part, dim=1) for part in parts)),
+        constants=states[0].constants,
         f_hat=torch.cat([s.f_hat for s in states]),
         codes_BL=torch.cat([s.codes_BL for s in states]),
-        cache=cat_caches([s.cache for s in states]),
-        null_cache=cat_caches([s.null_cache for s in states]),
+        cache=cache,
         scale=states[0].scale,
         nfe_B=torch.cat([s.nfe_B for s in states]),
         flops_B=torch.cat([s.flops_B for s in states]),
+        fault=torch.stack([s.fault for s in states]).amax(),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from srdd import guidance
@@ -16,59 +17,16 @@ from srdd.attention import KVCache
 from srdd.config import SamplerConfig
 from srdd.cost import conditioning_flops, decoder_flops, increment_flops, pass_flops
 from srdd.errors import UserError
-from srdd.masks import first_scale_seen
+from srdd.law import CodeLaw
+from srdd.masks import views
 from srdd.pipeline import Pipeline
-from srdd.resample import candidates, code_probs, draw
+from srdd.request import check_request, visited
+from srdd.resample import candidates
 from srdd.rng import image_seeds, uniform
 from srdd.sample_state import Preview, SampleResult, SampleState, select
-from srdd.scales import ScaleSchedule
-from srdd.transformer import Conditioning, ScaleTransformer
 
 _DRAW = 0x5A  # the stream of uniforms that codes are drawn with
-
-
-def _integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
-    """Integers as int64.
-
-    Raises:
-        UserError: they are no integers, or do not fit into 64 bits.
-    """
-    try:
-        tensor = torch.as_tensor(values)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{name} must be integers: {error}") from None
-    if tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.bool):
-        raise UserError(f"{name} must be integers, got {tensor.dtype}")
-    return tensor.to(torch.int64)
-
-
-def visited(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
-    """The scales that ``config`` visits of those ``model`` knows.
-
-    Raises:
-        UserError: a scale is unknown, or the first or last one is left out.
-    """
-    if config.top_k > model.config.vocab_size:
-        raise UserError(
-            f"top_k {config.top_k} exceeds the vocabulary of {model.config.vocab_size} codes"
-        )
-    if config.patch_nums is None:
-        return model.schedule
-    schedule = model.schedule.prune(config.patch_nums)
-    if schedule.patch_nums[0] != schedule.parent[0]:
-        raise UserError(f"patch_nums must begin at scale {schedule.parent[0]}, the start token's")
-    return schedule
-
-
-def check_fits(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
-    """The scales visited, if the settings fit the model.
-
-    Raises:
-        UserError: a scale is unknown, top_k too large, or there is nothing to guide.
-    """
-    if model.config.unconditional and config.cfg > 0:
-        raise UserError("an unconditional model has no guidance: set cfg to 0")
-    return visited(model, config)
+_STEPS = 1 << 32  # more passes than any scale has: numbers the evaluations
 
 
 @torch.no_grad()
@@ -83,94 +41,97 @@ def begin(
     Raises:
         UserError: a class, a seed count or a setting does not fit the model.
     """
+    labels_B, seeds_B = check_request(pipeline, labels_B, config, seeds_B)
+    device = pipeline.transformer.pos_embed.device
+    return start(pipeline, labels_B.to(device), config, seeds_B.to(device))
+
+
+@torch.no_grad()
+def start(
+    pipeline: Pipeline, labels_B: Tensor, config: SamplerConfig, seeds_B: Tensor
+) -> SampleState:
+    """:func:`begin` for tensors on the device that are known to fit; never waits for it."""
     model = pipeline.transformer
-    device = model.pos_embed.device
-    labels_B, seeds_B = _integers("labels", labels_B), _integers("seeds", seeds_B)
-    batch = len(labels_B)
-    if labels_B.shape != seeds_B.shape or labels_B.dim() != 1:
-        raise UserError(
-            f"give one seed an image: {list(labels_B.shape)} labels, {list(seeds_B.shape)} seeds"
-        )
-    model.check_labels(labels_B)
-    labels_B, seeds_B = labels_B.to(device), seeds_B.to(device)
-    schedule = check_fits(model, config)
-    side = schedule.side
-    cache = null_cache = None
-    if any(first_scale_seen(model.config.mask, s) != s for s in range(schedule.num_scales)):
-        heads = model.config.num_heads
-        head = model.config.width // heads
-        shape = (model.config.depth, batch, heads, head, schedule.spans, model.pos_embed)
-        cache = KVCache.empty(*shape)
-        if config.cfg > 0:
-            null_cache = KVCache.empty(*shape)
-    null = torch.tensor([model.null_class], device=device)
-    counts_B = torch.zeros(batch, dtype=torch.int64, device=device)
+    schedule, batch, device = visited(model, config), len(labels_B), labels_B.device
     halves = 2 if config.cfg > 0 else 1
+    conditioning = model.conditioning(F.pad(labels_B, (0, halves - 1), value=model.null_class))
+    if halves == 1:
+        conditioning = conditioning.map(lambda part: part[None])
+    else:  # the null class is computed once and stands beside each image
+        conditioning = conditioning.map(
+            lambda part: torch.stack((part[:-1], part[-1:].expand_as(part[:-1])))
+        )
+    cache, seen = None, views(model.config.mask, schedule)
+    if any(view.first != view.begin for view in seen):
+        heads = model.config.num_heads
+        shape = (model.config.depth, halves, batch, heads, model.config.width // heads)
+        cache = KVCache.empty(shape, seen, model.pos_embed)
+    # The first draws' uniforms at once: a hash is many small operations.
+    lengths = [view.end - view.begin for view in seen]
+    places_L = torch.cat([torch.arange(length, device=device) for length in lengths])
+    parents_L = torch.cat(
+        [
+            torch.full((length,), parent, device=device)
+            for length, parent in zip(lengths, schedule.parent_index, strict=True)
+        ]
+    )
     return SampleState(
         seeds_B=seeds_B,
-        conditioning=model.conditioning(labels_B),
-        null=model.conditioning(null),
-        f_hat=model.pos_embed.new_zeros(
-            (batch, model.config.z_channels, side, side), dtype=torch.float32
+        uniforms_BL=uniform(seeds_B[:, None], _DRAW, parents_L, 0, places_L),
+        conditioning=conditioning,
+        constants=model.constants(),
+        f_hat=torch.zeros(
+            batch, model.config.z_channels, schedule.side, schedule.side, device=device
         ),
         codes_BL=torch.zeros(batch, 0, dtype=torch.int64, device=device),
         cache=cache,
-        null_cache=null_cache,
         scale=0,
-        nfe_B=counts_B,
-        flops_B=counts_B + halves * conditioning_flops(model.config),
+        nfe_B=torch.zeros(batch, dtype=torch.int64, device="cpu"),
+        flops_B=torch.full((batch,), halves * conditioning_flops(model.config), device="cpu"),
+        fault=torch.zeros((), dtype=torch.int64, device=device),
     )
 
 
-def _probabilities(
-    model: ScaleTransformer,
+def _evaluate(
+    pipeline: Pipeline,
     state: SampleState,
     tokens_BlC: Tensor | None,
-    schedule: ScaleSchedule,
-    weights: tuple[float, ...],
+    config: SamplerConfig,
     write: bool,
 ) -> tuple[Tensor, int, int]:
     """One evaluation of the network at the state's scale.
 
     Returns:
-        Guided probabilities [B, l, V] at temperature 1, evaluations and FLOPs an image.
+        Guided output before the linear head [B, l, W], evaluations and FLOPs an image.
     """
-    scale, batch = state.scale, len(state)
-    parent_index = schedule.parent_index[scale]
+    model, schedule = pipeline.transformer, visited(pipeline.transformer, config)
+    scale, parent = state.scale, schedule.parent_index[state.scale]
+    view = views(model.config.mask, schedule)[scale]
+    weights = guidance.weights(config, schedule)
     weight = weights[scale]
-    guided = weight != 0
     # Where the mask looks back, later guided scales need this one's unconditional half too.
-    halves = guided or (write and state.null_cache is not None and any(weights[scale:]))
-    embedded = None
-    if tokens_BlC is not None:
-        embedded = model.embed(tokens_BlC.to(model.pos_embed.dtype), parent_index)
-
-    def run(conditioning: Conditioning, cache: KVCache | None) -> Tensor:
-        x_BlW = model.start(conditioning) if embedded is None else embedded
-        x_BlW = model.hidden(x_BlW, conditioning, cache=cache, scale=scale, write=write)
-        return model.before_head(x_BlW, conditioning)
-
-    h_BlW = run(state.conditioning, state.cache)
-    if halves:
-        null = Conditioning(*(part.expand(batch, *part.shape[1:]) for part in state.null))
-        null_BlW = run(null, state.null_cache)
-        if guided:
-            h_BlW = guidance.combine(h_BlW, null_BlW, weight)
-    logits_BlV = model.head(h_BlW.to(model.head.weight.dtype)).float()
-    if not torch.isfinite(logits_BlV).all():
-        raise FloatingPointError(
-            f"non-finite logits at scale {schedule.patch_nums[scale]}x{schedule.patch_nums[scale]}"
-        )
-    begin_l, end_l = schedule.spans[scale]
-    first_seen = schedule.spans[first_scale_seen(model.config.mask, scale)][0]
+    halves = 2 if weight != 0 or (write and state.cache is not None and any(weights[scale:])) else 1
+    conditioning = state.conditioning.map(lambda part: part[:halves].flatten(0, 1))
+    if tokens_BlC is None:
+        x_BlW = model.start(conditioning)
+    else:
+        x_BlW = model.embed(tokens_BlC.to(model.pos_embed.dtype), parent)
+        x_BlW = torch.cat([x_BlW] * halves)
+    x_BlW = model.hidden(x_BlW, conditioning, state.constants, view, state.cache, write)
+    if weight == 0:
+        batch = len(state)
+        h_BlW = model.before_head(x_BlW[:batch], conditioning.map(lambda part: part[:batch]))
+    else:
+        with_BlW, without_BlW = model.before_head(x_BlW, conditioning).chunk(2)
+        h_BlW = guidance.combine(with_BlW, without_BlW, weight)
     flops = pass_flops(
         model.config,
-        end_l - begin_l,
-        end_l - first_seen,
-        guided=halves,
+        view.end - view.begin,
+        view.end - view.first,
+        guided=halves == 2,
         first=tokens_BlC is None,
     )
-    return logits_BlV.softmax(-1), 2 if halves else 1, flops
+    return h_BlW, halves, flops
 
 
 @torch.no_grad()
@@ -178,67 +139,97 @@ def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> Sa
     """Draw the next scale, refine it, and add it to the map.
 
     Where the mask looks back, the scale's keys and values go into the state's own cache: a state
-    is advanced once.
+    is advanced once. Off the CPU and without refinement nothing here waits for the device.
 
     Raises:
-        FloatingPointError: the network gave logits that are not finite; the scale is named.
+        UserError: the state was begun without the guidance that ``config`` asks for.
+        FloatingPointError: on CPU, as :func:`check_finite`; elsewhere that finds it later.
     """
+    if config.cfg > 0 and len(state.conditioning.start_BW) < 2:
+        raise UserError("the state was begun without guidance: begin it with cfg > 0")
     model, quantizer = pipeline.transformer, pipeline.transformer.quantizer
-    schedule = visited(model, config)
-    scale = state.scale
+    schedule, scale = visited(model, config), state.scale
     side, parent = schedule.patch_nums[scale], schedule.parent_index[scale]
-    weights = guidance.weights(config, schedule)
-    nfe_B, flops_B = state.nfe_B.clone(), state.flops_B.clone()
-    places_l = torch.arange(side * side, device=state.seeds_B.device)
-
-    def uniforms(seeds_B: Tensor, step: int) -> Tensor:
-        return uniform(seeds_B[:, None], _DRAW, parent, step, places_l)
+    begin_l, end_l = schedule.spans[scale]
+    feedback = "none" if scale == 0 else config.feedback  # scale 1 has no map as input
+    nfe_B, flops_B, fault = state.nfe_B.clone(), state.flops_B.clone(), state.fault
 
     def tokens(f_hat: Tensor) -> Tensor:
         return quantizer.to_scale(f_hat, side).flatten(2).transpose(1, 2)
 
+    def blame(likely_Bl: Tensor, step: int) -> Tensor:
+        number = side * _STEPS + step + 1
+        bad = likely_Bl.isnan().any() & (fault == 0)
+        return torch.where(bad, number, fault)
+
     first = None if scale == 0 else tokens(state.f_hat)
-    probs, nfe, flops = _probabilities(model, state, first, schedule, weights, write=True)
+    h_BlW, nfe, flops = _evaluate(pipeline, state, first, config, write=True)
     nfe_B += nfe
     flops_B += flops
-    codes_Bl = draw(probs, uniforms(state.seeds_B, 0), config)
+    law = CodeLaw(h_BlW, model.head, keep=config.refine_steps > 0 and feedback == "none")
+    codes_Bl, likely_Bl = law.draw(state.uniforms_BL[:, begin_l:end_l], config)
+    fault = blame(likely_Bl, 0)
 
-    rows = torch.arange(len(state), device=codes_Bl.device)  # images still refined
-    active = state
-    feedback = "none" if scale == 0 else config.feedback  # scale 1 has no map as input
+    rows_b = torch.arange(len(state), device=codes_Bl.device)  # images still refined
+    active, shown_Bl = state, codes_Bl
     for step in range(1, config.refine_steps + 1):
-        redraw = candidates(code_probs(probs, codes_Bl[rows]), config)
+        redraw = candidates(likely_Bl, config)
         some = redraw.any(1)
         if not some.all():  # the others have nothing left to redraw: they stop here
-            rows, redraw, probs = rows[some], redraw[some], probs[some]
-            if not len(rows):
+            rows_b, redraw, shown_Bl = rows_b[some], redraw[some], shown_Bl[some]
+            if not len(rows_b):
                 break
-            active = select(active, some)
-        codes = codes_Bl[rows]
+            active, law = select(active, some), law.select(some)
         if feedback != "none":
-            h = quantizer.grid(codes, side)
+            h = quantizer.grid(shown_Bl, side)
             if feedback == "kept":
                 h = h * ~redraw.view(-1, 1, side, side)
-            shown = tokens(active.f_hat + quantizer.increment(h, side))
-            probs, nfe, flops = _probabilities(model, active, shown, schedule, weights, write=False)
-            nfe_B[rows] += nfe
-            flops_B[rows] += flops + increment_flops(model.config)
-        drawn = draw(probs, uniforms(active.seeds_B, step), config)
-        codes_Bl[rows] = torch.where(redraw, drawn, codes)
+            again = tokens(active.f_hat + quantizer.increment(h, side))
+            h_BlW, nfe, flops = _evaluate(pipeline, active, again, config, write=False)
+            law = CodeLaw(h_BlW, model.head)
+            counted = rows_b.cpu()
+            nfe_B[counted] += nfe
+            flops_B[counted] += flops + increment_flops(model.config)
+        places_l = torch.arange(end_l - begin_l, device=rows_b.device)
+        uniforms = uniform(active.seeds_B[:, None], _DRAW, parent, step, places_l)
+        shown_Bl, likely_Bl = law.draw(uniforms, config, shown_Bl, redraw)
+        codes_Bl[rows_b] = shown_Bl
+        fault = blame(likely_Bl, step)
 
     increment = quantizer.increment(quantizer.grid(codes_Bl, side), side)
-    return replace(
+    state = replace(
         state,
         f_hat=state.f_hat + increment,
         codes_BL=torch.cat((state.codes_BL, codes_Bl), dim=1),
         scale=scale + 1,
         nfe_B=nfe_B,
         flops_B=flops_B + increment_flops(model.config),
+        fault=fault,
     )
+    if fault.is_cpu:
+        check_finite(state)
+    return state
+
+
+def check_finite(state: SampleState) -> None:
+    """Stop on logits that were not finite; waits for the device.
+
+    Raises:
+        FloatingPointError: the scale and, in a refinement, the pass are named.
+    """
+    if number := int(state.fault):
+        side, step = divmod(number - 1, _STEPS)
+        where = f", refinement pass {step}" if step else ""
+        raise FloatingPointError(f"non-finite logits at scale {side}x{side}{where}")
 
 
 def images_of(pipeline: Pipeline, state: SampleState) -> Tensor:
-    """Decode what a state holds: [B, 3, R, R] in [0, 1]."""
+    """Decode what a state holds: [B, 3, R, R] in [0, 1].
+
+    Raises:
+        FloatingPointError: as :func:`check_finite`.
+    """
+    check_finite(state)
     return pipeline.tokenizer.decode_latent(state.f_hat).add(1).mul(0.5)
 
 
@@ -258,9 +249,19 @@ def sample_stream(
 
 
 def finish(pipeline: Pipeline, state: SampleState) -> SampleResult:
-    """Decode a state whose scales are all drawn."""
+    """Decode a state whose scales are all drawn.
+
+    Raises:
+        FloatingPointError: as :func:`check_finite`.
+    """
+    check_finite(state)
+    return result_of(pipeline, state, pipeline.tokenizer.decode_latent(state.f_hat))
+
+
+def result_of(pipeline: Pipeline, state: SampleState, pixels: Tensor) -> SampleResult:
+    """A finished state with its images, given as [B, 3, R, R] in [-1, 1]."""
     flops_B = state.flops_B + decoder_flops(pipeline.tokenizer.config)
-    images = images_of(pipeline, state)
+    images = pixels.add(1).mul(0.5)
     return SampleResult(images, state.codes_BL, state.nfe_B, flops_B.double() / 1e9)
 
 

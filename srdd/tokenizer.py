@@ -81,7 +81,8 @@ class Tokenizer(nn.Module):
         """Latents to images in chunks of one size: [B, C, N, N] -> [B, 3, R, R] in [-1, 1]."""
         z = f_hat.to(self.post_quant_conv.weight.dtype)
         pixels = nn.Sequential(self.post_quant_conv, self.decoder)
-        return in_chunks(pixels, z, decode_chunk(self.config.resolution)).clamp(-1, 1)
+        size = decode_chunk(self.config.resolution, len(z), z.device)
+        return in_chunks(pixels, z, size).float().clamp_(-1, 1).contiguous()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruct for training: the decoder's gradient passes straight through to f."""

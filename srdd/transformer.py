@@ -4,35 +4,44 @@ Letters: B images, L codes of all scales, l of one, W width, C latent channels, 
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srdd.attention import KVCache, RowLinear, SelfAttention
+from srdd.attention import (
+    AttentionConstants,
+    Backend,
+    KVCache,
+    RowLinear,
+    SelfAttention,
+    attend_scales,
+    attention_constants,
+    choose_backend,
+)
 from srdd.config import TransformerConfig
 from srdd.errors import UserError
+from srdd.masks import View, neighbourhood
 from srdd.quantize import MultiScaleQuantizer
-from srdd.rng import uniform
+from srdd.rng import hash_counters, uniform
 from srdd.scales import ScaleSchedule
 
 
 class Conditioning(NamedTuple):
-    """All that the class decides, computed once: each row belongs to an image."""
+    """All that the class decides, computed once a call. The first dimension is an image's.
+
+    ``scale`` factors already have 1 added.
+    """
 
     start_BW: Tensor  # class embedding, the start token before its position
     blocks_BD6W: Tensor  # AdaLN of each of D blocks: gamma x2, scale x2, shift x2
-    head_B2W: Tensor  # AdaLN before the head: scale, shift
+    head_B2W: Tensor  # AdaLN before the head: scale, shift; float32
 
-    def select(self, rows_B: Tensor | slice) -> "Conditioning":
-        """The conditioning of some rows."""
-        return Conditioning(*(part[rows_B] for part in self))
-
-    @staticmethod
-    def cat(parts: "list[Conditioning]") -> "Conditioning":
-        """Join rows."""
-        return Conditioning(*(torch.cat(same) for same in zip(*parts, strict=True)))
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """Apply ``change`` to every part."""
+        return Conditioning(*(change(part) for part in self))
 
 
 class FeedForward(nn.Module):
@@ -45,7 +54,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, l, W] -> [B, l, W]."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        h: Tensor = self.fc1(x)
+        if torch.is_grad_enabled():
+            h = F.gelu(h, approximate="tanh")
+        else:
+            torch.ops.aten.gelu_(h, approximate="tanh")
+        out: Tensor = self.fc2(h)
         return out
 
 
@@ -67,26 +81,45 @@ class Block(nn.Module):
     def modulated(self, x: Tensor, scale_BW: Tensor, shift_BW: Tensor) -> Tensor:
         """Layer norm without parameters, then the class's scale and shift."""
         normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return torch.addcmul(shift_BW[:, None], normed, 1 + scale_BW[:, None])
+        reuse = None if torch.is_grad_enabled() else normed
+        return torch.addcmul(shift_BW[:, None], normed, scale_BW[:, None], out=reuse)
 
-    def keep_path(self, branch_BlW: Tensor, path_keys_B: Tensor | None, branch: int) -> Tensor:
-        """Stochastic depth, keyed by image: drop the branch of some images, scale up the rest."""
-        if path_keys_B is None or self.drop_path == 0:
-            return branch_BlW
-        kept_B = uniform(path_keys_B, branch) >= self.drop_path
-        return branch_BlW * (kept_B / (1 - self.drop_path)).to(branch_BlW)[:, None, None]
+    def project(
+        self, x: Tensor, ada_B6W: Tensor, constants: AttentionConstants
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The first half: [B, l, W] -> queries, keys and values, three times [B, H, l, hd]."""
+        return self.attn.project(self.modulated(x, ada_B6W[:, 2], ada_B6W[:, 4]), constants)
+
+    def finish(
+        self, x: Tensor, attended: Tensor, ada_B6W: Tensor, path_keys_B: Tensor | None = None
+    ) -> Tensor:
+        """The second half: what the heads attended to [B, H, l, hd], and the MLP -> [B, l, W]."""
+        x = self.add_branch(x, self.attn.merge(attended), ada_B6W[:, 0], path_keys_B, 0)
+        branch = self.ffn(self.modulated(x, ada_B6W[:, 3], ada_B6W[:, 5]))
+        return self.add_branch(x, branch, ada_B6W[:, 1], path_keys_B, 1)
+
+    def add_branch(
+        self, x: Tensor, branch: Tensor, gamma_BW: Tensor, path_keys_B: Tensor | None, index: int
+    ) -> Tensor:
+        """Add a gated branch; stochastic depth drops it for some images, keyed by image."""
+        if path_keys_B is not None and self.drop_path > 0:
+            kept_B = uniform(path_keys_B, index) >= self.drop_path
+            gamma_BW = gamma_BW * (kept_B / (1 - self.drop_path)).to(gamma_BW)[:, None]
+        return torch.addcmul(x, branch, gamma_BW[:, None])
 
 
 class ScaleTransformer(nn.Module):
     """Codes of scales < s to logits of scale s, for every s at once or one scale at a time.
 
     ``quantizer`` is a frozen copy of the tokenizer's codebook and phi: it turns codes into the
-    input, so that the model stands alone.
+    input, so that the model stands alone. ``backend`` fixes how teacher forcing attends; None
+    chooses by mask and device.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, backend: Backend | None = None) -> None:
         super().__init__()
         self.config = config
+        self.backend = backend
         width, schedule = config.width, config.schedule
         begin, end = schedule.spans[0]
         self.quantizer = MultiScaleQuantizer(
@@ -145,8 +178,11 @@ class ScaleTransformer(nn.Module):
             rows = [shared + block.ada_gss[0] for block in self.layers]
         else:
             rows = [block.ada_lin(active_BW).unflatten(1, (6, -1)) for block in self.layers]
-        head_B2W = self.head_ada(active_BW).unflatten(1, (2, -1))
-        return Conditioning(start_BW, torch.stack(rows, dim=1), head_B2W)
+        blocks_BD6W = torch.stack(rows, dim=1)
+        blocks_BD6W[:, :, 2:4].add_(1)
+        head_B2W = self.head_ada(active_BW).unflatten(1, (2, -1)).float()
+        head_B2W = torch.stack((head_B2W[:, 0] + 1, head_B2W[:, 1]), dim=1)
+        return Conditioning(start_BW, blocks_BD6W, head_B2W)
 
     def position(self, parent_index: int) -> Tensor:
         """Position plus level embedding of one scale: [1, l, W]."""
@@ -163,46 +199,39 @@ class ScaleTransformer(nn.Module):
         out: Tensor = self.word_embed(tokens_BlC) + self.position(parent_index)
         return out
 
+    def constants(self) -> list[AttentionConstants]:
+        """What the weights alone decide, for any number of calls of :meth:`hidden`."""
+        return attention_constants([block.attn for block in self.layers])
+
     def hidden(
         self,
         x_BlW: Tensor,
         conditioning: Conditioning,
-        *,
-        spans: tuple[tuple[int, int], ...] | None = None,
+        constants: Sequence[AttentionConstants],
+        view: View,
         cache: KVCache | None = None,
-        scale: int = 0,
         write: bool = True,
-        path_keys_B: Tensor | None = None,
     ) -> Tensor:
-        """Run the blocks: [B, l, W] -> [B, l, W].
+        """Run the blocks on one scale: [B, l, W] -> [B, l, W].
 
-        With ``spans`` all scales at once (l = L). Without, one scale: it attends to itself and,
-        where the mask shows it earlier ones, to ``cache``. ``write`` stores the scale's own keys
-        and values; a refinement pass leaves those of the first pass in place.
+        It attends to itself and, where the mask shows it earlier scales, to ``cache``. ``write``
+        stores the scale's own keys and values; a refinement pass leaves those of the first pass
+        in place.
         """
+        near = neighbourhood(view.local_side, x_BlW.device) if view.local_side else None
         for depth, block in enumerate(self.layers):
-            gamma1, gamma2, scale1, scale2, shift1, shift2 = conditioning.blocks_BD6W[
-                :, depth
-            ].unbind(1)
-            normed = block.modulated(x_BlW, scale1, shift1)
-            if spans is not None:
-                branch = block.attn(normed, self.config.mask, spans)
-            else:
-                q, k, v = block.attn.project(normed)
-                if cache is not None:
-                    k, v = cache.extend(depth, k, v, self.config.mask, scale, write)
-                branch = block.attn.merge(block.attn.attend(q, k, v))
-            branch = block.keep_path(branch * gamma1[:, None], path_keys_B, 2 * depth)
-            x_BlW = x_BlW + branch
-            branch = block.ffn(block.modulated(x_BlW, scale2, shift2)) * gamma2[:, None]
-            x_BlW = x_BlW + block.keep_path(branch, path_keys_B, 2 * depth + 1)
+            ada_B6W = conditioning.blocks_BD6W[:, depth]
+            q, k, v = block.project(x_BlW, ada_B6W, constants[depth])
+            if cache is not None:
+                k, v = cache.extend(depth, k, v, view, write)
+            x_BlW = block.finish(x_BlW, block.attn.attend(q, k, v, near), ada_B6W)
         return x_BlW
 
     def before_head(self, x_BlW: Tensor, conditioning: Conditioning) -> Tensor:
         """Norm, scale and shift before the linear head, float32: [B, l, W] -> [B, l, W]."""
-        scale_BW, shift_BW = conditioning.head_B2W.float().unbind(1)
+        scale_BW, shift_BW = conditioning.head_B2W.unbind(1)
         normed = F.layer_norm(x_BlW.float(), x_BlW.shape[-1:], eps=self.config.norm_eps)
-        return torch.addcmul(shift_BW[:, None], normed, 1 + scale_BW[:, None])
+        return torch.addcmul(shift_BW[:, None], normed, scale_BW[:, None])
 
     def forward(
         self,
@@ -241,6 +270,15 @@ class ScaleTransformer(nn.Module):
         start = conditioning.start_BW[:, None] + self.pos_start
         x_BLW = torch.cat((start, self.word_embed(tokens_BlC.to(start.dtype))), dim=1)
         x_BLW = x_BLW + (self.pos_embed + level_LW)
-        x_BLW = self.hidden(x_BLW, conditioning, spans=self.schedule.spans, path_keys_B=path_keys_B)
+
+        mask, schedule = self.config.mask, self.schedule
+        constants = self.constants()
+        for depth, block in enumerate(self.layers):
+            ada_B6W = conditioning.blocks_BD6W[:, depth]
+            q, k, v = block.project(x_BLW, ada_B6W, constants[depth])
+            backend = self.backend or choose_backend(mask, schedule.length, q)
+            attended = attend_scales(q, k, v, mask, schedule, backend, block.attn.softmax_scale)
+            keys_B = None if path_keys_B is None else hash_counters(path_keys_B, depth)
+            x_BLW = block.finish(x_BLW, attended, ada_B6W, keys_B)
         logits_BLV: Tensor = self.head(self.before_head(x_BLW, conditioning))
         return logits_BLV

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from srdd_platform.ray_session import Session, session
 
@@ -44,3 +46,13 @@ def golden_official() -> Path:
     if not path.is_file():
         pytest.skip("no official golden file (SRDD_GOLDEN names it)")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_official() -> dict[str, dict[str, Tensor]]:
+    """The committed golden file by prefix: ``vqvae`` and ``var`` in VAR's names, and ``io``."""
+    parts: dict[str, dict[str, Tensor]] = {"vqvae": {}, "var": {}, "io": {}}
+    for name, tensor in load_file(ROOT / "tests" / "data" / "golden_tiny.safetensors").items():
+        prefix, rest = name.split(".", 1)
+        parts[prefix][rest] = tensor
+    return parts

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from srdd.errors import UserError
 from srdd.masks import Mask
 from srdd.presets import get_preset
+from srdd_platform.convert_cli import Convert, Export
 from srdd_platform.options import Options
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -151,6 +152,9 @@ class Sample:
     seed: int = 0
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    int8: bool = False  # linears of the blocks in 8-bit integers: faster, not exact
+    compile: bool = False  # torch.compile: a warm-up first, so for many images
+    cuda_graph: bool = False  # the whole loop as one launch; without refinement
     batch_size: int = 64
     cfg: float | None = None  # guidance weight; this and the rest override the pipeline's
     cfg_ramp: Literal["linear", "constant", "window"] | None = None
@@ -243,6 +247,8 @@ Command = (
     Annotated[Data, _sub("data")]
     | Annotated[Train, _sub("train")]
     | Annotated[Sample, _sub("sample")]
+    | Annotated[Convert, _sub("convert")]
+    | Annotated[Export, _sub("export")]
     | Annotated[Report, _sub("report")]
     | Annotated[Serve, _sub("serve")]
 )

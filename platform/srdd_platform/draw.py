@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from srdd.accelerate import make_sampler
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
 from srdd.pipeline import Pipeline, load_pipeline
 from srdd.rng import image_seeds
-from srdd.sampling import sample
 from srdd_platform.files import atomic_path, write_bytes
 from srdd_platform.images import grid, to_png, to_uint8
 
@@ -100,10 +100,16 @@ def draw_to(command: "Sample", console: Console) -> None:
         raise UserError(f"{command.out} is a directory: name a .png file, or another directory")
     if not as_grid and command.out.exists() and not _ours(command.out):
         raise UserError(f"{command.out} exists and holds no samples: give another directory")
+    sampler, warm_up_s = make_sampler(
+        pipeline, config, min(command.num, command.batch_size),
+        int8=command.int8, compiled=command.compile, cuda_graph=command.cuda_graph,
+    )  # fmt: skip
+    if command.compile or command.cuda_graph:
+        console.print(f"Warm-up: {warm_up_s:.1f} s")
     images, nfe, gflops = [], 0.0, 0.0
     for begin in range(0, command.num, command.batch_size):
         rows = slice(begin, begin + command.batch_size)
-        result = sample(pipeline, labels[rows], config, seeds[rows])
+        result = sampler(labels[rows], seeds[rows])
         images.append(to_uint8(result.images).cpu())
         nfe += float(result.nfe.double().sum())
         gflops += float(result.gflops.sum())

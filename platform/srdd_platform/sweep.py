@@ -19,7 +19,7 @@ from srdd.errors import UserError
 from srdd.fields import to_dict
 from srdd.pipeline import load_pipeline
 from srdd.presets import get_preset
-from srdd.sampling import check_fits
+from srdd.request import check_fits
 from srdd_platform import references, tables
 from srdd_platform.best import BEST_RULE, best_row, row_config, save_best
 from srdd_platform.data import Manifest

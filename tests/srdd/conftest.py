@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig
+from srdd.attention import attend_scales
 from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.masks import Mask
+from srdd.scales import ScaleSchedule
 from srdd.tokenizer import Tokenizer
 from srdd.train.transformer import init_weights
-from srdd.transformer import ScaleTransformer
+from srdd.transformer import Conditioning, ScaleTransformer
 
 
 @torch.no_grad()
@@ -82,3 +85,22 @@ def make_pipeline() -> Callable[..., Pipeline]:
         return _shared(mask, patch_nums, seed, tuple(sorted(settings.items())))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def run_whole() -> Callable[..., Tensor]:
+    """A model's blocks on some scales in one piece, under the dense mask: no cache, no views."""
+
+    def run(
+        model: ScaleTransformer, x_BlW: Tensor, conditioning: Conditioning, schedule: ScaleSchedule
+    ) -> Tensor:
+        constants = model.constants()
+        for depth, block in enumerate(model.layers):
+            ada_B6W = conditioning.blocks_BD6W[:, depth]
+            q, k, v = block.project(x_BlW, ada_B6W, constants[depth])
+            scale = block.attn.softmax_scale
+            attended = attend_scales(q, k, v, model.config.mask, schedule, "dense", scale)
+            x_BlW = block.finish(x_BlW, attended, ada_B6W)
+        return x_BlW
+
+    return run

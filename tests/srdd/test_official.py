@@ -87,3 +87,35 @@ def test_greedy_sampling_gives_the_official_codes_and_images(golden: Golden, cfg
     if expected.min() < 0:
         expected = (expected + 1) / 2
     torch.testing.assert_close(result.images, expected, atol=1e-4, rtol=0)
+
+
+def _official_draw(logits_BlV: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """VAR's draw: top-k, then top-p, then torch's own multinomial. [B, l, V] -> int64 [B, l]."""
+    floor_Bl1 = logits_BlV.topk(20).values.amin(-1, keepdim=True)
+    kept = logits_BlV.masked_fill(logits_BlV < floor_Bl1, -torch.inf)
+    values, order = kept.sort(dim=-1)
+    remove = values.softmax(-1).cumsum(-1) <= 1 - 0.9
+    remove[..., -1] = False
+    probs = kept.masked_fill(remove.scatter(-1, order, remove), -torch.inf).softmax(-1)
+    return torch.multinomial(probs.flatten(0, 1), 1, generator=rng).view(probs.shape[:2])
+
+
+@pytest.mark.parametrize("cfg", [1.5, 4.0])
+def test_with_the_official_draws_our_logits_give_the_official_codes(
+    golden: Golden, cfg: float
+) -> None:
+    """Teacher-forced step by step: what follows the codes drawn so far cannot matter."""
+    pipeline, io = golden
+    model, labels_B = pipeline.transformer, io["labels"]
+    both_B = torch.cat((labels_B, torch.full_like(labels_B, model.null_class)))
+    rng = torch.Generator().manual_seed(7)
+    codes_BL = torch.zeros(len(labels_B), model.schedule.length, dtype=torch.int64)
+    for scale, (begin, end) in enumerate(model.schedule.spans):
+        with torch.no_grad():
+            logits = model(both_B, codes_BL.repeat(2, 1))[:, begin:end]
+        cond, uncond = logits.chunk(2)
+        weight = cfg * scale / (model.schedule.num_scales - 1)
+        codes_BL[:, begin:end] = _official_draw((1 + weight) * cond - weight * uncond, rng)
+    recorded = io[f"sampled_codes_cfg{cfg}_seed7_topk20_topp0.9"]
+    assert torch.equal(codes_BL, recorded)
+    assert not torch.equal(recorded, io[f"greedy_codes_cfg{cfg}"])

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, sample, sample_state, sampling
-from srdd.masks import MASKS, Mask
+from srdd.masks import MASKS, Mask, views
 from srdd.resample import candidates, code_probs
-from srdd.transformer import ScaleTransformer
+from srdd.transformer import Conditioning, ScaleTransformer
 
 MakePipeline = Callable[..., Pipeline]
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1])
@@ -109,16 +109,25 @@ def test_simple_resampling_redraws_every_code(make_pipeline: MakePipeline, scale
         assert torch.equal(found.codes_BL[:, -side * side :], expected[..., 0])
 
 
-def _probs(pipeline: Pipeline, state: sample_state.SampleState) -> Tensor:
-    """The probabilities of a markov model's next scale."""
-    model, scale = pipeline.transformer, state.scale
+def _classes(state: sample_state.SampleState) -> Conditioning:
+    """The conditional half."""
+    return state.conditioning.map(lambda part: part[0])
+
+
+def _probs(
+    pipeline: Pipeline, state: sample_state.SampleState, tokens_BlC: Tensor | None = None
+) -> Tensor:
+    """The probabilities of a markov model's next scale, from its map or from ``tokens_BlC``."""
+    model, scale, classes = pipeline.transformer, state.scale, _classes(state)
     if scale == 0:
-        x = model.start(state.conditioning)
+        x = model.start(classes)
     else:
         small = model.quantizer.to_scale(state.f_hat, model.schedule.patch_nums[scale])
-        x = model.embed(small.flatten(2).transpose(1, 2), scale)
-    x = model.hidden(x, state.conditioning)
-    return model.head(model.before_head(x, state.conditioning)).softmax(-1)
+        own_BlC = small.flatten(2).transpose(1, 2)
+        x = model.embed(own_BlC if tokens_BlC is None else tokens_BlC, scale)
+    view = views("markov", model.schedule)[scale]
+    x = model.hidden(x, classes, model.constants(), view)
+    return model.head(model.before_head(x, classes)).softmax(-1)
 
 
 @pytest.mark.parametrize("feedback", ["updated", "kept"])
@@ -162,13 +171,12 @@ def test_codes_are_scored_under_the_latest_logits(
 ) -> None:
     """Pass t + 1 chooses by pass t's network output, for redrawn and for kept codes alike."""
     pipeline = make_pipeline()
-    state, model = _at(pipeline, 2), pipeline.transformer
+    state = _at(pipeline, 2)
     config = SamplerConfig(refine_steps=2, resample_threshold=0.9)
     codes_Bl = sampling.advance(pipeline, state, replace(config, refine_steps=1)).codes_BL[:, -9:]
     spy = Spy(monkeypatch)
     sampling.advance(pipeline, state, config)
-    x = model.hidden(model.embed(spy.tokens[1], 2), state.conditioning)
-    probs = model.head(model.before_head(x, state.conditioning)).softmax(-1)
+    probs = _probs(pipeline, state, spy.tokens[1])
     torch.testing.assert_close(spy.choices[1][0], code_probs(probs, codes_Bl))
 
 
@@ -325,13 +333,13 @@ def test_the_cache_keeps_the_first_pass(
         states.append(sampling.advance(pipeline, state, config))
     end = pipeline.transformer.schedule.spans[2][1]
     assert not torch.equal(states[0].codes_BL, states[1].codes_BL)
-    caches = [[s.cache] + [s.null_cache] * (cfg > 0) for s in states]
-    for first, second in zip(*caches, strict=True):
-        assert first is not None
-        assert second is not None
-        assert first.keys[:, :, :, :end].abs().min() > 0
-        assert torch.equal(first.keys[:, :, :, :end], second.keys[:, :, :, :end])
-        assert torch.equal(first.values[:, :, :, :end], second.values[:, :, :, :end])
+    first, second = states[0].cache, states[1].cache
+    assert first is not None
+    assert second is not None
+    assert first.keys.shape[:3] == (3, 2 if cfg else 1, 7)  # guidance has a second half
+    assert first.keys[..., :end, :].abs().min() > 0
+    assert torch.equal(first.keys[..., :end, :], second.keys[..., :end, :])
+    assert torch.equal(first.values[..., :end, :], second.values[..., :end, :])
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -56,6 +56,18 @@ def test_truncation_is_vars_rule(top_k: int, top_p: float) -> None:
     assert torch.equal(found > 0, expected > 0)
 
 
+@pytest.mark.parametrize("top_k", [0, 900])
+@pytest.mark.parametrize("top_p", [1.0, 0.95])
+def test_truncation_is_vars_rule_at_the_published_size(top_k: int, top_p: float) -> None:
+    logits = torch.randn(2, 3, 4096) * 3
+    kept = truncate(logits.softmax(-1), SamplerConfig(top_k=top_k, top_p=top_p)).double()
+    expected = _vars_filter(logits, top_k, top_p if top_p < 1 else 0.0)
+    assert torch.equal(kept > 0, expected > 0)
+    assert bool((kept > 0).all()) == (top_k == 0 and top_p == 1)
+    found = kept / kept.sum(-1, keepdim=True)
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-4)
+
+
 def test_ties_with_the_kth_code_stay() -> None:
     probs = torch.tensor([[[0.1, 0.3, 0.1, 0.1, 0.4]]])
     kept = truncate(probs, SamplerConfig(top_k=3))
@@ -277,8 +289,11 @@ def test_a_seed_bears_on_its_image_alone(make_pipeline: MakePipeline) -> None:
     assert changed.tolist() == [False] * 3 + [True] + [False] * 3
 
 
-def test_no_images_are_an_empty_result(make_pipeline: MakePipeline) -> None:
-    result = sample(make_pipeline(), torch.zeros(0, dtype=torch.int64), SamplerConfig(), [])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("cfg", [0.0, 2.0])
+def test_no_images_are_an_empty_result(make_pipeline: MakePipeline, mask: Mask, cfg: float) -> None:
+    config = SamplerConfig(cfg=cfg, refine_steps=1)
+    result = sample(make_pipeline(mask), torch.zeros(0, dtype=torch.int64), config, [])
     assert result.images.shape == (0, 3, 8, 8)
     assert result.codes_BL.shape == (0, 30)
 
@@ -344,27 +359,34 @@ def test_pruning_nothing_is_the_identity(make_pipeline: MakePipeline, mask: Mask
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_pruned_schedule_keeps_what_belongs_to_the_parents_scales(
-    make_pipeline: MakePipeline, mask: Mask, monkeypatch: pytest.MonkeyPatch
+    make_pipeline: MakePipeline,
+    run_whole: Callable[..., Tensor],
+    mask: Mask,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Level and position rows, ramp, phi and random numbers; and the cache skips the scale."""
     pipeline = make_pipeline(mask)
     model = pipeline.transformer
-    seen: dict[str, list[int]] = {"position": [], "uniform": []}
+    seen: dict[str, list[Any]] = {"position": [], "uniform": []}
     position, uniform = ScaleTransformer.position, sampling.uniform
 
     def spy_position(self: ScaleTransformer, parent_index: int) -> Tensor:
         seen["position"].append(parent_index)
         return position(self, parent_index)
 
-    def spy_uniform(seeds: Tensor, stream: int, parent: int, step: int, place: Tensor) -> Tensor:
-        seen["uniform"].append(parent)
+    def spy_uniform(
+        seeds: Tensor, stream: int, parent: Tensor | int, step: int, place: Tensor
+    ) -> Tensor:
+        parents = torch.as_tensor(parent).expand_as(place).tolist()
+        seen["uniform"] += [(step, *where) for where in zip(parents, place.tolist(), strict=True)]
         return uniform(seeds, stream, parent, step, place)
 
     monkeypatch.setattr(ScaleTransformer, "position", spy_position)
     monkeypatch.setattr(sampling, "uniform", spy_uniform)
     config = SamplerConfig(patch_nums=(1, 2, 4), top_k=1)
     result = sample(pipeline, LABELS, config, SEEDS)
-    assert seen == {"position": [0, 1, 3], "uniform": [0, 1, 3]}
+    first_draws = [(0, parent, i) for parent, n in ((0, 1), (1, 4), (3, 16)) for i in range(n)]
+    assert seen == {"position": [0, 1, 3], "uniform": first_draws}
     monkeypatch.undo()
 
     # The last scale again, from the parts: blocks 0, 1 and 3 of the parent's input.
@@ -383,7 +405,7 @@ def test_a_pruned_schedule_keeps_what_belongs_to_the_parents_scales(
         ),
         dim=1,
     )
-    x_BLW = model.hidden(x_BLW, conditioning, spans=schedule.spans)
+    x_BLW = run_whole(model, x_BLW, conditioning, schedule)
     logits = model.head(model.before_head(x_BLW, conditioning))
     assert torch.equal(logits.argmax(-1), codes_BL)
     f_hat = f_hat + quantizer.increment(quantizer.grid(codes_BL[:, 5:], 4), 4)

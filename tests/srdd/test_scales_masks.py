@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srdd.errors import UserError
-from srdd.masks import MASKS, Mask, build_mask, first_scale_seen
+from srdd.masks import MASKS, Mask, build_mask, first_scale_seen, neighbourhood, views
 from srdd.scales import ScaleSchedule
 
 VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -73,7 +73,57 @@ def test_masks_follow_their_definition(schedule: ScaleSchedule, mask: Mask) -> N
     gap_LL = d[:, None] - d
     expected = {"block_causal": gap_LL >= 0, "markov": gap_LL == 0}
     expected["previous"] = (gap_LL == 0) | (gap_LL == 1)
+    expected["markov_local"] = expected["markov"].clone()
+    for scale in range(max(0, schedule.num_scales - 2), schedule.num_scales):
+        begin, end = schedule.spans[scale]
+        window = torch.tensor(_window(schedule.patch_nums[scale]))
+        expected["markov_local"][begin:end, begin:end] = window
     assert torch.equal(build_mask(mask, schedule), expected[mask])
+
+
+def _window(side: int) -> list[list[bool]]:
+    """Neighbourhood attention in plain loops: the 7x7 window that lies most nearly around a code.
+
+    Among the windows inside the grid the one whose middle is the nearest to the code.
+    """
+    size = min(7, side)
+
+    def first(place: int) -> int:
+        return min(range(side - size + 1), key=lambda begin: abs(begin + size // 2 - place))
+
+    places = [(y, x) for y in range(side) for x in range(side)]
+    return [
+        [0 <= v - first(y) < size and 0 <= u - first(x) < size for v, u in places]
+        for y, x in places
+    ]
+
+
+@pytest.mark.parametrize("side", range(1, 17))
+def test_a_neighbourhood_is_the_window_nearest_to_each_code(side: int) -> None:
+    near = neighbourhood(side)
+    assert near.tolist() == _window(side)
+    assert near.diagonal().all()
+    assert (near.sum(1) == min(7, side) ** 2).all()  # at the border too
+    assert bool(near.all()) == (side <= 7)
+
+
+def test_local_windows_belong_to_the_parents_finest_two_scales() -> None:
+    schedule = ScaleSchedule((1, 9, 10, 11))
+    for visited, local in (
+        (schedule, [0, 0, 10, 11]),
+        (schedule.prune((1, 9, 11)), [0, 0, 11]),  # 9 is among the last two here, not there
+        (schedule.prune((1, 10, 11)), [0, 10, 11]),
+    ):
+        assert [view.local_side for view in views("markov_local", visited)] == local
+        for mask in MASKS:
+            if mask != "markov_local":
+                assert not any(view.local_side for view in views(mask, visited))
+
+
+@settings(deadline=None, max_examples=30)
+@given(schedules.filter(lambda schedule: schedule.side <= 7))
+def test_windows_as_large_as_the_grid_are_markov(schedule: ScaleSchedule) -> None:
+    assert torch.equal(build_mask("markov_local", schedule), build_mask("markov", schedule))
 
 
 @pytest.mark.parametrize("mask", ["block_causal", "markov"])
@@ -97,14 +147,16 @@ def test_the_shares_of_allowed_pairs_are_the_papers() -> None:
     schedule = ScaleSchedule(VAR_256)
     pairs = {mask: int(build_mask(mask, schedule).sum()) for mask in MASKS}
     assert pairs["markov"] == sum(p**4 for p in VAR_256)
+    assert pairs["markov_local"] == sum(p**4 for p in VAR_256[:-2]) + 49 * (13**2 + 16**2)
     assert pairs["block_causal"] / pairs["markov"] == pytest.approx(2.59, abs=0.005)
     assert pairs["block_causal"] / pairs["previous"] == pytest.approx(1.58, abs=0.005)
 
 
 def test_the_first_scale_sees_itself_alone() -> None:
-    assert [first_scale_seen(mask, 0) for mask in MASKS] == [0, 0, 0]
-    assert [first_scale_seen(mask, 3) for mask in ("block_causal", "markov", "previous")] == [
-        0,
-        3,
-        2,
-    ]
+    assert [first_scale_seen(mask, 0) for mask in MASKS] == [0, 0, 0, 0]
+    assert {mask: first_scale_seen(mask, 3) for mask in MASKS} == {
+        "block_causal": 0,
+        "markov": 3,
+        "previous": 2,
+        "markov_local": 3,
+    }

@@ -1,9 +1,11 @@
 """``srdd sample``: a grid or single images, a function of model, settings and seed alone."""
 
 import csv
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 
 from srdd import Pipeline, SamplerConfig, image_seed, load_pipeline, sample
+from srdd.accelerate import compile_blocks, int8_linears
 from srdd.pipeline import save_pipeline
 from srdd_platform import cli
 from srdd_platform.images import grid, to_png, to_uint8
@@ -184,6 +187,42 @@ def test_reduced_precision_is_the_transformer_s(
     result = sample(half, torch.arange(4), None, [image_seed(0, i) for i in range(4)])
     assert result.images.dtype == torch.float32
     assert out.read_bytes() == to_png(grid(to_uint8(result.images)))
+
+
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="no 8-bit dot product here")
+def test_int8_draws_with_int8_linears(srdd: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8.png"
+    srdd("sample", "--model", tiny_pipeline, "--num", 4, "--out", out, "--int8", "--cfg", 1)
+    pipeline = int8_linears(load_pipeline(tiny_pipeline))
+    seeds = [image_seed(0, i) for i in range(4)]
+    result = sample(pipeline, torch.arange(4), SamplerConfig(cfg=1), seeds)
+    assert out.read_bytes() == to_png(grid(to_uint8(result.images)))
+
+
+def test_the_warm_up_is_told(
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = partial(compile_blocks, backend="aot_eager")  # without minutes of code generation
+    monkeypatch.setattr("srdd.accelerate.compile_blocks", slow)
+    out = tmp_path / "compiled.png"
+    said = srdd("sample", "--model", tiny_pipeline, "--num", 4, "--out", out, "--compile")
+    assert re.search(r"^Warm-up: \d+\.\d s$", said, re.MULTILINE)
+    assert out.read_bytes() == to_png(
+        grid(expected(tiny_pipeline, [0, 1, 2, 3], SamplerConfig(), 0))
+    )
+
+
+def test_a_graph_without_a_gpu_is_one_line(
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "graph.png"
+    with pytest.raises(SystemExit) as exit_code:
+        srdd("sample", "--model", tiny_pipeline, "--num", 4, "--out", out, "--cuda-graph")
+    assert exit_code.value.code == 2
+    assert capsys.readouterr().err == (
+        "srdd: CUDA graphs need a CUDA device, the model is on cpu\n"
+    )
+    assert not out.exists()
 
 
 def test_the_pipeline_s_class_names_may_be_numbers(

@@ -28,8 +28,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
 from srdd.pipeline import Pipeline
+from srdd.request import visited
 from srdd.rng import image_seeds
-from srdd.sampling import visited
 from srdd_platform.images import to_png
 from srdd_platform.serving.engine import Engine, QueueFullError, SamplingError, StoppedError
 

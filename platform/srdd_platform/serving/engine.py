@@ -21,9 +21,10 @@ from torch import Tensor
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
 from srdd.pipeline import Pipeline
+from srdd.request import visited
 from srdd.rng import image_seeds
 from srdd.sample_state import SampleState, join, split
-from srdd.sampling import advance, begin, finish, sample, visited
+from srdd.sampling import advance, begin, finish, sample
 from srdd_platform.images import to_uint8
 
 MAX_RETRY_S = 60

@@ -1,0 +1,173 @@
+"""Official weights to a pipeline: VAR's files, its training checkpoints, MVAR's and HMAR's.
+
+The three share one computation. What tells them apart is the mask, which never comes from a file.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from srdd.config import SamplerConfig
+from srdd.errors import UserError
+from srdd.foreign import find_state, is_plain
+from srdd.infer_config import (
+    check_fit,
+    infer_tokenizer,
+    infer_transformer,
+    listed,
+    settle_patch_nums,
+)
+from srdd.masks import Mask
+from srdd.official import Mapped, is_hmar, map_tokenizer, map_transformer
+from srdd.pipeline import Pipeline
+from srdd.tokenizer import Tokenizer
+from srdd.transformer import ScaleTransformer
+
+M = TypeVar("M", bound=nn.Module)
+Layout = Literal["VAR", "MVAR", "HMAR"]
+LAYOUT_MASK: dict[Layout, Mask] = {"VAR": "block_causal", "MVAR": "markov_local", "HMAR": "markov"}
+_VAE_KEYS = ("vae_local", "vae_ema", "vae_wo_ddp")  # the last two are vaex's
+_TRANSFORMER_KEYS: dict[str, Layout] = {
+    "var_wo_ddp": "VAR",
+    "mvar_wo_ddp": "MVAR",
+    "transformer_wo_ddp": "HMAR",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One model's weights as found in a file."""
+
+    where: str  # what messages call it
+    mapped: Mapped
+    layout: Layout = "VAR"
+    level_1L: Tensor | None = None  # VAR's buffer, each code's scale
+    hides_first: bool = False  # whether the file's mask hides scale 1 from the last code
+
+
+def tokenizer_source(loaded: Mapping[str, Any], where: str) -> Source:
+    """Find and map the tokenizer in what :func:`srdd.foreign.read_foreign` returned.
+
+    Raises:
+        UserError: there is none, or an entry is no weight.
+    """
+    _, state = find_state(loaded, _VAE_KEYS)
+    with _about(where):
+        if not any(name.startswith("quantize.") for name in state):
+            raise UserError(_instead("tokenizer", state))
+        return Source(where, map_tokenizer(state))
+
+
+def has_tokenizer(loaded: Mapping[str, Any]) -> bool:
+    """Whether a training checkpoint holds its tokenizer as well."""
+    return bool(find_state(loaded, _VAE_KEYS)[0])
+
+
+def transformer_source(loaded: Mapping[str, Any], where: str) -> Source:
+    """Find and map the transformer in what :func:`srdd.foreign.read_foreign` returned.
+
+    Raises:
+        UserError: there is none, or an entry is no weight.
+    """
+    found, state = find_state(loaded, tuple(_TRANSFORMER_KEYS))
+    with _about(where):
+        if "pos_1LC" not in state:
+            raise UserError(_instead("transformer", state))
+        mask: Any = state.get("attn_bias_for_masking")
+        level_1L: Any = state.get("lvl_1L")
+        corner = mask[0, 0, -1, 0] if is_plain(mask) and mask.dim() == 4 and mask.numel() else 0.0
+        return Source(
+            where=where,
+            mapped=map_transformer(state),
+            layout="HMAR" if is_hmar(state) else _TRANSFORMER_KEYS.get(found, "VAR"),
+            level_1L=level_1L if is_plain(level_1L) else None,
+            hides_first=bool(corner < 0),
+        )
+
+
+def build_pipeline(
+    tokenizer: Source,
+    transformer: Source,
+    *,
+    patch_nums: Sequence[int] | None = None,
+    mask: Mask | None = None,
+    num_heads: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Pipeline:
+    """A pipeline of official weights, in eval mode; its parameters are the sources' tensors.
+
+    Args:
+        tokenizer: see :func:`tokenizer_source`.
+        transformer: see :func:`transformer_source`.
+        patch_nums: the scales; may be left out for published lengths.
+        mask: default: the layout's own, ``LAYOUT_MASK``.
+        num_heads: where no tensor tells it; default: the depth.
+        class_names: default: the indices.
+
+    Raises:
+        UserError: keys or shapes do not fit, with their names in the file.
+    """
+    with _about(transformer.where):
+        sides = settle_patch_nums(transformer.mapped, patch_nums, transformer.level_1L)
+    with _about(tokenizer.where):
+        vae_config = infer_tokenizer(tokenizer.mapped, sides)
+        vae = _load(Tokenizer, vae_config, tokenizer.mapped, {})
+    frozen = {
+        name: tensor
+        for name, tensor in tokenizer.mapped.tensors.items()
+        if name.startswith("quantizer.")
+    }
+    with _about(transformer.where):
+        config = infer_transformer(
+            transformer.mapped,
+            sides,
+            mask=mask or LAYOUT_MASK[transformer.layout],
+            num_phi=vae_config.num_phi,
+            num_heads=num_heads,
+        )
+        for name, own, its in (
+            ("codes", config.vocab_size, vae_config.vocab_size),
+            ("channels", config.z_channels, vae_config.z_channels),
+        ):
+            if own != its:
+                raise UserError(f"the transformer is for {own} {name}, {tokenizer.where} has {its}")
+        model = _load(ScaleTransformer, config, transformer.mapped, frozen)
+    names = [str(i) for i in range(config.num_classes)] if class_names is None else class_names
+    return Pipeline(vae, model, official_sampler(config.vocab_size), tuple(names))
+
+
+def official_sampler(vocab_size: int) -> SamplerConfig:
+    """The settings of VAR's published FID (its README); MVAR's and HMAR's differ little."""
+    return SamplerConfig(cfg=1.5, top_k=900 if vocab_size > 900 else 0, top_p=0.96)
+
+
+def _load(build: type[M], config: Any, mapped: Mapped, frozen: dict[str, Tensor]) -> M:
+    """A model whose parameters are the given tensors, uncopied: a 2-billion one fits once."""
+    with torch.device("meta"):
+        model = build(config)
+    check_fit(model, mapped, frozen)
+    model.load_state_dict({**mapped.tensors, **frozen}, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _instead(wanted: str, state: Mapping[str, Any]) -> str:
+    """What a state dict is that is not the model wanted."""
+    other = "transformer" if "pos_1LC" in state else "tokenizer"
+    if other != wanted and ("pos_1LC" in state or "quantize.embedding.weight" in state):
+        return f"this is the {other}: are the two files swapped?"
+    keys = listed(state) or "none"
+    known = {"tokenizer": "VAR", "transformer": "VAR, MVAR or HMAR"}[wanted]
+    return f"there is no {known} {wanted} in it; its keys: {keys}"
+
+
+@contextmanager
+def _about(where: str) -> Iterator[None]:
+    """Begin messages with the file's name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

@@ -1,0 +1,72 @@
+"""Pipelines by Hugging Face id, without a network: the local cache stands for the hub."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import constants
+
+from srdd import Pipeline, load_pipeline
+from srdd.errors import UserError
+from srdd.pipeline import save_pipeline
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def saved(make_pipeline: Callable[..., Pipeline], tmp_path: Path) -> Path:
+    save_pipeline(make_pipeline(), tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no way out."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_an_id_is_fetched_and_loaded(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repo_id: str) -> str:
+        asked.append(repo_id)
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = load_pipeline("owner/name")
+    assert asked == ["owner/name"]
+    own = load_pipeline(saved).transformer.state_dict()
+    assert all(torch.equal(t, own[k]) for k, t in found.transformer.state_dict().items())
+    load_pipeline(str(saved))
+    assert asked == ["owner/name"]  # a directory asks nobody
+
+
+def test_an_id_in_the_cache_needs_no_network(saved: Path, cache: Path) -> None:
+    repository = cache / "models--owner--name"
+    shutil.copytree(saved, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    assert load_pipeline("owner/name").class_names[0] == "class 0"
+
+
+def test_an_id_that_is_nowhere_is_refused_in_one_line(cache: Path) -> None:
+    with pytest.raises(UserError, match="owner/name does not exist here, nor on the hub") as caught:
+        load_pipeline("owner/name")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_repository_of_another_format_is_refused(cache: Path) -> None:
+    """Such as FoundationVision/var, which holds VAR's own files: those are for srdd convert."""
+    snapshot = cache / "models--owner--other" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "var_d16.pth").write_bytes(b"")
+    refs = cache / "models--owner--other" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(COMMIT)
+    with pytest.raises(UserError, match=r"is no transformer directory: it has no config\.json"):
+        load_pipeline("owner/other")
