@@ -11,10 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from srdd.attention import RowLinear
 from srdd.autoencoder import Decoder
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
+from srdd.linear import RowLinear
 from srdd.pipeline import Pipeline
 from srdd.request import check_request, visited
 from srdd.sample_state import SampleResult, SampleState

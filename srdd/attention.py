@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srdd.errors import UserError
+from srdd.linear import RowLinear
 from srdd.masks import Mask, View, build_mask, first_scale_seen, neighbourhood, views
 from srdd.scales import ScaleSchedule
 
-_MIN_ROWS = 4  # a product of fewer rows takes another CPU kernel, which rounds otherwise
 _MAX_LOG_SCALE = math.log(100)
 _TINY = 1e-12  # the least norm divided by (torch.nn.functional.normalize's)
 _FLEX_LENGTH = 1500  # below, FlexAttention's 128 x 128 blocks waste more than they skip
@@ -32,24 +32,6 @@ class AttentionConstants(NamedTuple):
 
     bias_3W: Tensor  # of queries, keys (zero) and values
     scale_2H1: Tensor | None  # length of queries and of keys, float32; None: not normalised
-
-
-class RowLinear(nn.Linear):
-    """A linear layer whose rows do not depend on how many there are.
-
-    On CPU, products of fewer than four rows are padded, so that an image drawn alone equals the
-    same image drawn in a batch, bit for bit.
-    """
-
-    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-        """[..., C] -> [..., C']; ``bias`` stands in for the layer's own."""
-        bias = self.bias if bias is None else bias
-        rows = input.shape[:-1].numel()
-        if self.training or not input.is_cpu or not 0 < rows < _MIN_ROWS:
-            return F.linear(input, self.weight, bias)
-        flat = F.pad(input.reshape(rows, -1), (0, 0, 0, _MIN_ROWS - rows))
-        padded = F.linear(flat, self.weight, bias)
-        return padded[:rows].view(*input.shape[:-1], self.out_features)
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,11 +240,11 @@ class Decoder(nn.Module):
 def decode_chunk(resolution: int, batch: int, device: torch.device) -> int:
     """Images decoded at once, which bounds the decoder's activations.
 
-    On CPU a function of the resolution alone (one image from 128 pixels on, at most 8), so that
-    pixels never move with the batch. Elsewhere 16 images of 256 pixels, and no more than there are.
+    On CPU a function of the resolution alone (one image of 256 pixels, two of 128, at most 8), so
+    that pixels never move with the batch. Elsewhere 16 of 256 pixels, and no more than there are.
     """
     if device.type == "cpu":
-        return max(1, min(8, (128 // resolution) ** 2))
+        return max(1, min(8, 2 * (128 // resolution) ** 2))
     return min(batch, 16 * max(1, (256 // resolution) ** 2))
 
 

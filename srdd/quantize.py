@@ -50,7 +50,7 @@ class MultiScaleQuantizer(nn.Module):
     def grid(self, codes_Bl: Tensor, patch_num: int) -> Tensor:
         """Embed one scale's codes as a map: int64 [B, l] -> [B, C, p, p]."""
         h_BlC: Tensor = self.codebook(codes_Bl)
-        h: Tensor = h_BlC.transpose(1, 2).unflatten(2, (patch_num, patch_num))
+        h: Tensor = h_BlC.transpose(1, 2).contiguous().unflatten(2, (patch_num, patch_num))
         return h
 
     def increment(self, h: Tensor, patch_num: int) -> Tensor:

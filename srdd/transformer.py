@@ -15,7 +15,6 @@ from srdd.attention import (
     AttentionConstants,
     Backend,
     KVCache,
-    RowLinear,
     SelfAttention,
     attend_scales,
     attention_constants,
@@ -23,6 +22,7 @@ from srdd.attention import (
 )
 from srdd.config import TransformerConfig
 from srdd.errors import UserError
+from srdd.linear import RowLinear
 from srdd.masks import View, neighbourhood
 from srdd.quantize import MultiScaleQuantizer
 from srdd.rng import hash_counters, uniform

@@ -14,8 +14,8 @@ from srdd.accelerate import (
     int8_linears,
     run_loop,
 )
-from srdd.attention import RowLinear
 from srdd.errors import UserError
+from srdd.linear import RowLinear
 
 MakePipeline = Callable[..., Pipeline]
 LABELS, SEEDS = [0, 1, 2, 4], [5, 6, 7, 8]

@@ -124,7 +124,7 @@ def test_every_call_of_the_decoder_has_one_size_on_cpu() -> None:
 
 
 def test_a_chunk_bounds_the_pixels_decoded_at_once() -> None:
-    assert [decode_chunk(r, 1, CPU) for r in (8, 32, 64, 128, 256, 512)] == [8, 8, 4, 1, 1, 1]
+    assert [decode_chunk(r, 1, CPU) for r in (8, 32, 64, 128, 256, 512)] == [8, 8, 8, 2, 1, 1]
     assert [decode_chunk(r, 99, CPU) for r in (8, 256)] == [8, 1]
     assert [decode_chunk(256, b, CUDA) for b in (1, 7, 16, 99)] == [1, 7, 16, 16]
     assert [decode_chunk(128, b, CUDA) for b in (1, 99)] == [1, 64]

@@ -180,3 +180,15 @@ def test_sums_are_in_float32() -> None:
     half = quantizer(f.half())
     assert half.f_hat.dtype == half.f_rest.dtype == torch.float32
     assert torch.equal(half.codes_BL, quantizer.encode(f.half().float()))
+
+
+@pytest.mark.parametrize("patch_num", [1, 2, 4, 8])
+def test_an_increment_does_not_depend_on_the_batch(patch_num: int) -> None:
+    """To the bit: a map alone could take another memory layout, and so another kernel."""
+    quantizer = MultiScaleQuantizer(ScaleSchedule((1, 2, 4, 8)), 64, 32)
+    codes_Bl = torch.randint(64, (7, patch_num * patch_num))
+    with torch.no_grad():
+        whole = quantizer.increment(quantizer.grid(codes_Bl, patch_num), patch_num)
+        for begin, end in ((0, 1), (6, 7), (0, 2), (3, 7)):
+            part = quantizer.increment(quantizer.grid(codes_Bl[begin:end], patch_num), patch_num)
+            assert torch.equal(part, whole[begin:end])

@@ -1,0 +1,38 @@
+"""The transformer's linear layers."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_MIN_ROWS = 4  # a product of fewer rows takes another CPU kernel, which rounds otherwise
+# oneDNN's product, which torch's own compiler calls too; F.linear takes MKL's for float32, which
+# is slower on processors that are not Intel's (docs/performance.md).
+_ONEDNN = torch.backends.mkldnn.is_available() and "AVX" in torch.backends.cpu.get_cpu_capability()
+
+
+class RowLinear(nn.Linear):
+    """A linear layer whose rows do not depend on how many there are.
+
+    On CPU, products of fewer than four rows are padded, so that an image drawn alone equals the
+    same image drawn in a batch, bit for bit.
+    """
+
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+        """[..., C] -> [..., C']; ``bias`` stands in for the layer's own."""
+        bias = self.bias if bias is None else bias
+        rows = input.shape[:-1].numel()
+        if self.training or not input.is_cpu or rows == 0:
+            return F.linear(input, self.weight, bias)
+        if rows < _MIN_ROWS:
+            flat = F.pad(input.reshape(rows, -1), (0, 0, 0, _MIN_ROWS - rows))
+            padded = _product(flat, self.weight, bias)
+            return padded[:rows].view(*input.shape[:-1], self.out_features)
+        return _product(input, self.weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    single = x.dtype == weight.dtype == torch.float32 and (bias is None or bias.dtype == x.dtype)
+    if not _ONEDNN or not single or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
