@@ -179,14 +179,17 @@ def attend_scales(
         return _varlen(q, k, v, schedule, softmax_scale)
     if backend == "flex":
         return _flex(q, k, v, mask, schedule, softmax_scale)
+    # Split, not sliced: a slice's gradient is as large as the whole, zeros but for its part.
+    sizes = [end - begin for begin, end in schedule.spans]
+    pieces = [part.split(sizes, dim=2) for part in (q, k, v)]
     outs = []
-    for view in views(mask, schedule):
-        own, seen = slice(view.begin, view.end), slice(view.first, view.end)
+    for scale, view in enumerate(views(mask, schedule)):
+        first = first_scale_seen(mask, scale)
         near = neighbourhood(view.local_side, q.device) if view.local_side else None
+        own, *seen = (piece[first : scale + 1] for piece in pieces)
+        keys, values = (part[0] if len(part) == 1 else torch.cat(part, dim=2) for part in seen)
         outs.append(
-            F.scaled_dot_product_attention(
-                q[:, :, own], k[:, :, seen], v[:, :, seen], near, scale=softmax_scale
-            )
+            F.scaled_dot_product_attention(own[-1], keys, values, near, scale=softmax_scale)
         )
     return torch.cat(outs, dim=2)
 
