@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srdd.config import TokenizerConfig
+from srdd.groupnorm import GroupNorm
 
 
 def _norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
@@ -22,7 +23,13 @@ def _norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
 
 def _norm(channels: int) -> nn.GroupNorm:
     groups = 32 if channels % 32 == 0 else math.gcd(channels, 8)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return GroupNorm(groups, channels, eps=1e-6)
+
+
+def _in_layout_of(x: Tensor, weight: Tensor) -> Tensor:
+    """The map in the memory layout of the weights: channels last where they are (inference)."""
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 class ResBlock(nn.Module):
@@ -94,7 +101,7 @@ class Upsample(nn.Module):
         assert bias is not None
         version = 0 if weight.is_inference() else weight._version
         if self._phases is None or not _same(self._phases[0], weight) or self._phases[1] != version:
-            kernel = _halves(_halves(weight, 3), 2).contiguous(memory_format=torch.channels_last)
+            kernel = _in_layout_of(_halves(_halves(weight, 3), 2), weight)
             self._phases = (weight.detach(), version, kernel)
         return self._phases[2], bias.repeat(4)
 
@@ -190,12 +197,10 @@ class Encoder(nn.Module):
         self.mid = Middle(previous)
         self.norm_out = _norm(previous)
         self.conv_out = nn.Conv2d(previous, config.z_channels, 3, padding=1)
-        # Or every call would reorder the weights.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode."""
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        h = self.conv_in(_in_layout_of(x, self.conv_in.weight))
         for level in self.down:
             assert isinstance(level, Level)
             h = level.downsample(level(h))
@@ -224,11 +229,10 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(levels)  # index 0 is the finest, as in the published weights
         self.norm_out = _norm(previous)
         self.conv_out = nn.Conv2d(previous, 3, 3, padding=1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode."""
-        h = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        h = self.mid(self.conv_in(_in_layout_of(z, self.conv_in.weight)))
         for i in range(len(self.up) - 1, -1, -1):
             level = self.up[i]
             assert isinstance(level, Level)

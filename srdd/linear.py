@@ -1,15 +1,27 @@
 """The transformer's linear layers."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 _MIN_ROWS = 4  # a product of fewer rows takes another CPU kernel, which rounds otherwise
 # oneDNN's product, which torch's own compiler calls too; F.linear takes MKL's for float32, which
 # is slower on processors that are not Intel's (docs/performance.md).
 _ONEDNN = torch.backends.mkldnn.is_available() and "AVX" in torch.backends.cpu.get_cpu_capability()
+
+
+def _flops(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
+    """What FlopCounterMode counts of it, as of any product."""
+    return 2 * math.prod(x_shape) * weight_shape[0]
+
+
+if _ONEDNN:
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
 
 
 class RowLinear(nn.Linear):

@@ -34,6 +34,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         check_match(self.tokenizer, self.transformer)
+        self.tokenizer.channels_last()
         if len(self.class_names) != self.transformer.config.num_classes:
             raise UserError(
                 f"{len(self.class_names)} class names for "
@@ -97,7 +98,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         UserError: the directory is missing, damaged or of another kind.
     """
     config = read_config(directory, "tokenizer", TokenizerConfig)
-    return load_weights(build_empty(Tokenizer, config), directory).eval().requires_grad_(False)
+    tokenizer = load_weights(build_empty(Tokenizer, config), directory)
+    return tokenizer.channels_last().eval().requires_grad_(False)
 
 
 def save_pipeline(pipeline: Pipeline, directory: Path) -> None:
