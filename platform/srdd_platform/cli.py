@@ -11,63 +11,16 @@ from typing import Annotated, Any, Literal, NoReturn
 import tyro
 from ray.exceptions import RayTaskError
 from rich.console import Console
-from rich.progress import Progress
 
 from srdd.errors import UserError
 from srdd.masks import Mask
 from srdd.presets import get_preset
 from srdd_platform.convert_cli import Convert, Export
-from srdd_platform.options import Options
+from srdd_platform.data_cli import Data
+from srdd_platform.options import Options, TransformerOptions
+from srdd_platform.tokenizer_options import TokenizerOptions
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataPrepare:
-    """Write images as WebDataset shards with a manifest."""
-
-    source: Literal["digits", "folder"]  # scikit-learn's digits, or a class/image tree
-    resolution: int  # pixels a side: images are resized and centre-cropped
-    out: Path  # shard directory
-    path: Path | None = None  # the tree; train/ and test/ above the classes are its split
-    seed: int = 0  # of the order, and of the split where the tree has none
-    max_bad: int | None = None  # unreadable images before giving up; default 1 %, at least 10
-
-    def run(self, console: Console) -> None:
-        """Prepare, with a progress bar."""
-        from srdd_platform.data import prepare
-
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("images")
-            manifest = prepare(
-                source=self.source, path=self.path, resolution=self.resolution, out=self.out,
-                seed=self.seed, max_bad=self.max_bad,
-                progress=lambda done, total: progress.update(bar, completed=done, total=total),
-            )  # fmt: skip
-        sizes = ", ".join(f"{name} {split.num}" for name, split in manifest.splits.items())
-        console.print(f"{self.out}: {len(manifest.classes)} classes, {sizes} images")
-        for skipped in manifest.skipped:
-            console.print(f"skipped {skipped.origin}: {skipped.reason}", style="yellow")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataEncode:
-    """Extract every image's codes, once for both masks."""
-
-    data: Path  # shard directory
-    tokenizer: Path  # run directory of a finished tokenizer
-    address: str | None = None  # an existing Ray cluster
-
-    def run(self, console: Console) -> None:
-        """Encode under Ray."""
-        from srdd_platform.codes import codes_dir, encode
-        from srdd_platform.ray_session import session
-
-        directory = codes_dir(self.data, self.tokenizer)
-        if not (directory / "manifest.json").exists():
-            with session(self.address):
-                encode(self.data, self.tokenizer)
-        console.print(f"Codes: {directory}", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,12 +38,13 @@ class TrainOptions:
     ) -> None:
         """Train one model under Ray."""
         from srdd_platform.codes import encode
-        from srdd_platform.launch import is_finished, make_job, train
+        from srdd_platform.extend import extends, is_finished
+        from srdd_platform.launch import make_job, train
         from srdd_platform.ray_session import session
 
         preset = get_preset(self.preset)
         job = make_job(kind, preset, self.data, self.out, self.training, **more)
-        if is_finished(self.out):
+        if is_finished(self.out) and not extends(job):
             train([job], None, console)  # refuses other settings
             console.print(f"{self.out} is finished: {self.out / 'model'}", soft_wrap=True)
             return
@@ -115,6 +69,8 @@ def _print_validation(run: Path, console: Console) -> None:
 class TrainTokenizer(TrainOptions):
     """Train a multi-scale tokenizer."""
 
+    training: TokenizerOptions = field(default_factory=TokenizerOptions)
+
     def run(self, console: Console) -> None:
         """Train it."""
         self.train("tokenizer", console)
@@ -124,6 +80,7 @@ class TrainTokenizer(TrainOptions):
 class TrainTransformer(TrainOptions):
     """Train a transformer on a tokenizer's codes: VAR (block_causal) or SDD (markov)."""
 
+    training: TransformerOptions = field(default_factory=TransformerOptions)
     tokenizer: Path  # run directory of a finished tokenizer
     mask: Mask = "markov"
 
@@ -215,17 +172,6 @@ class Serve:
 
 
 _sub = tyro.conf.subcommand
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Prepare images, extract codes."""
-
-    command: Annotated[DataPrepare, _sub("prepare")] | Annotated[DataEncode, _sub("encode")]
-
-    def run(self, console: Console) -> None:
-        """Run the command chosen."""
-        self.command.run(console)
 
 
 @dataclass(frozen=True, slots=True)

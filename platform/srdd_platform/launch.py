@@ -22,25 +22,22 @@ from srdd.masks import Mask
 from srdd.pipeline import Pipeline, load_tokenizer, save_pipeline, save_tokenizer
 from srdd.presets import Preset
 from srdd.train.classifier import ClassifierTask
+from srdd.train.ema import finished_weights
 from srdd.train.tokenizer import TokenizerTask
 from srdd.train.transformer import TransformerTask
 from srdd_platform.codes import codes_dir
 from srdd_platform.data import Manifest
+from srdd_platform.extend import extended, is_finished, mark_finished
 from srdd_platform.files import atomic_path, sha256_file
-from srdd_platform.options import Options
+from srdd_platform.jobs import Job, Kind, begin_from, build_task, transformer_settings
+from srdd_platform.options import Options, TransformerOptions
 from srdd_platform.ray_session import Session
-from srdd_platform.runs import model_dir, open_run, read_metrics
-from srdd_platform.training import (
-    Job,
-    Kind,
-    build_task,
-    failure,
-    read_state,
-    run_training,
-    transformer_settings,
-)
+from srdd_platform.runs import model_dir, note, open_run, read_metrics
+from srdd_platform.tokenizer_options import tokenizer_settings
+from srdd_platform.training import failure, read_state, run_training
 
 POLL_S = 0.5
+UNCONDITIONAL = "image"  # the one class of an unconditional model
 
 
 def make_job(
@@ -68,12 +65,9 @@ def make_job(
     num_classes = len(manifest.classes)
     settings: dict[str, Any]
     codes = ""
+    more: dict[str, Any] = {}
     if kind == "tokenizer":
-        settings = {
-            "model": to_dict(preset.tokenizer),
-            "loss": to_dict(preset.tokenizer_loss),
-            "optim": to_dict(options.apply(preset.tokenizer_optim)),
-        }
+        settings, more = tokenizer_settings(preset, options)
     elif kind == "classifier":
         model = ClassifierConfig(num_classes=num_classes, resolution=manifest.resolution)
         settings = {
@@ -82,19 +76,25 @@ def make_job(
         }
     else:
         assert tokenizer is not None
+        own = options if isinstance(options, TransformerOptions) else TransformerOptions()
         codes = str(codes_dir(data, tokenizer).resolve())
         frozen = load_tokenizer(model_dir(tokenizer)).config
+        unconditional = own.unconditional or manifest.unconditional
         model_config = replace(
-            preset.transformer, mask=mask, num_classes=num_classes,
+            preset.transformer, mask=mask, unconditional=unconditional,
+            num_classes=1 if unconditional else num_classes,
             patch_nums=frozen.patch_nums, vocab_size=frozen.vocab_size,
             z_channels=frozen.z_channels, num_phi=frozen.num_phi,
         )  # fmt: skip
         settings = transformer_settings(
             model_config,
-            preset.transformer_loss,
+            own.apply_loss(preset.transformer_loss),
             options.apply(preset.transformer_optim),
             preset.init_gate,
         )
+        if own.init_from:
+            settings["init"] = weights_hash(own.init_from)
+            more["init_from"] = str(own.init_from.resolve())
         settings["tokenizer"] = sha256_file(model_dir(tokenizer) / "model.safetensors")
     settings["data"] = manifest.fingerprint
     return Job(
@@ -108,18 +108,28 @@ def make_job(
         device=options.device,
         threads=options.threads,
         checkpoint_every=options.checkpoint_every or preset.checkpoint_every,
+        validate_every=options.validate_every,
+        extend_to=options.extend_to,
+        **more,
     )
+
+
+def weights_hash(source: Path) -> str:
+    """Names the transformer's weights in a pipeline or run directory, wherever that lies.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = model_dir(source) / "transformer" / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"--init-from {source}: neither a pipeline nor a finished transformer run")
+    return sha256_file(path)
 
 
 def title(job: Job) -> str:
     """What a person calls a job: "tokenizer", "transformer markov"."""
     name = Path(job.run).name
     return job.kind if name == job.kind else f"{job.kind} {name}"
-
-
-def is_finished(run: Path) -> bool:
-    """Whether a run directory holds its finished model."""
-    return (run / "model").is_dir()
 
 
 def train(jobs: Sequence[Job], session: Session | None, console: Console) -> None:
@@ -138,22 +148,39 @@ def train(jobs: Sequence[Job], session: Session | None, console: Console) -> Non
             runtime = {
                 "data": job.data, "tokenizer": job.tokenizer, "workers": job.workers,
                 "device": job.device, "threads": job.threads,
-                "checkpoint_every": job.checkpoint_every,
+                "checkpoint_every": job.checkpoint_every, "validate_every": job.validate_every,
+                "init_from": job.init_from,
             }  # fmt: skip
+            lists = {"lpips": list(job.lpips), "extractor": list(job.extractor)}
+            runtime |= {name: value for name, value in lists.items() if value}
             held = open_run(Path(job.run), f"train {job.kind}", job.settings, runtime)
             stack.enter_context(held)
+        jobs = [extended(job) for job in jobs]
         todo = [job for job in jobs if not is_finished(Path(job.run))]
         if not todo:
             return
         assert session is not None, "a training needs Ray"
         for job in todo:
             (Path(job.run) / "failure.json").unlink(missing_ok=True)
+            if job.init_from and not (Path(job.run) / "checkpoints").exists():
+                _report_init(job, console)
             session.require(
                 cpus=job.workers * job.threads,
                 gpus=job.workers if job.device == "cuda" else 0,
             )
         for job, checkpoint in zip(todo, _run_all(todo, console), strict=True):
             finish(job, Path(checkpoint))
+
+
+def _report_init(job: Job, console: Console) -> None:
+    """Say, and keep in ``config.json``, what a run takes from the weights it begins with."""
+    with torch.random.fork_rng(devices=[]):
+        found = begin_from(build_task(job), Path(job.init_from))
+    note(Path(job.run), "init", to_dict(found))
+    console.print(f"{title(job)} begins with {len(found.taken)} tensors of {job.init_from}")
+    for what, names in (("new", found.new), ("unused", found.unused)):
+        if names:
+            console.print(f"  {what}: {', '.join(names)}")
 
 
 def _run_all(jobs: Sequence[Job], console: Console) -> list[str]:
@@ -227,8 +254,8 @@ def finish(job: Job, checkpoint: Path) -> None:
     if int(state["step"]) != job.steps:
         raise UserError(failure(job) or f"{job.run} stopped at step {state['step']}")
     with torch.random.fork_rng(devices=[]):
-        task = build_task(job)
-    task.module.load_state_dict(state["module"])
+        task = build_task(replace(job, lpips=()))  # losses are no part of a model
+    task.module.load_state_dict(finished_weights(state))
     task.module.eval()
     with atomic_path(Path(job.run) / "model", replace_directory=True) as directory:
         if isinstance(task, TokenizerTask):
@@ -240,4 +267,7 @@ def finish(job: Job, checkpoint: Path) -> None:
             assert isinstance(task, TransformerTask)
             tokenizer = load_tokenizer(model_dir(Path(job.tokenizer)))
             names = Manifest.load(Path(job.data)).classes
+            if task.model.config.unconditional:
+                names = (UNCONDITIONAL,)
             save_pipeline(Pipeline(tokenizer, task.model, SamplerConfig(), names), directory)
+    mark_finished(Path(job.run))

@@ -11,10 +11,11 @@ from srdd.pipeline import load_pipeline
 from srdd.presets import Preset
 from srdd_platform.codes import codes_dir, encode
 from srdd_platform.data import Manifest, prepare
-from srdd_platform.launch import is_finished, make_job, train
+from srdd_platform.extend import is_finished
+from srdd_platform.jobs import Job
+from srdd_platform.launch import make_job, train
 from srdd_platform.options import Options
 from srdd_platform.sweep_args import MIN_IMAGES, Cluster, SweepArgs
-from srdd_platform.training import Job
 
 MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # trained with the same budget
 

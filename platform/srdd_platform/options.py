@@ -1,10 +1,19 @@
 """What every training takes beside its preset: the command line's options, and the launcher's."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from srdd.errors import UserError
-from srdd.train.config import OptimConfig
+from srdd.train.config import (
+    LrSchedule,
+    OptimConfig,
+    Precision,
+    ScaleWeights,
+    TransformerLossConfig,
+)
+
+C = TypeVar("C", OptimConfig, TransformerLossConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,23 +22,66 @@ class Options:
 
     workers: int = 1  # Ray Train workers; the batch size is global, whatever their number
     max_steps: int | None = None  # optimizer updates, instead of the preset's
-    batch_size: int | None = None  # instead of the preset's
-    lr: float | None = None  # instead of the preset's
-    seed: int = 0
+    extend_to: int = 0  # steps in all: goes on with a run, finished or not, at its last rate
+    batch_size: int | None = None  # instead of the preset's; so are the next ones
+    lr: float | None = None  # at the end of warm-up
+    lr_batch: int | None = None  # the batch size lr is meant for, in proportion; 0: as given
+    lr_schedule: LrSchedule | None = None  # after warm-up
+    final_lr: float | None = None  # share of lr left at the last step
+    warmup: float | None = None  # share of the steps
+    warmup_start: float | None = None  # share of lr at the first step
+    hold: float | None = None  # share of the steps after warm-up at full lr
+    weight_decay: float | None = None  # of matrices and class embeddings
+    final_weight_decay: float | None = None  # reached along a cosine
+    clip: float | None = None  # of the gradient's norm; 0 leaves it
+    ema: float | None = None  # decay of the weights' moving average; 0: none
+    accumulate: int | None = None  # parts of a worker's batch, one after the other
+    nonfinite_steps: int | None = None  # in a row, before the training stops
+    seed: int = 0  # of the first weights and of every draw
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1  # of a CPU worker
     checkpoint_every: int | None = None  # steps, instead of the preset's
+    validate_every: int = 0  # steps between held-out losses in the log; 0: at the end alone
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"--workers must be positive, got {self.workers}")
+        for name in ("extend_to", "validate_every"):
+            if getattr(self, name) < 0:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} must be >= 0, got {getattr(self, name)}")
 
     def apply(self, optim: OptimConfig) -> OptimConfig:
         """The preset's optimizer with what was given here."""
-        return replace(
-            optim,
-            seed=self.seed,
-            steps=optim.steps if self.max_steps is None else self.max_steps,
-            batch_size=optim.batch_size if self.batch_size is None else self.batch_size,
-            lr=optim.lr if self.lr is None else self.lr,
-        )
+        steps = optim.steps if self.max_steps is None else self.max_steps
+        return replace(_given(self, optim), steps=steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerOptions(Options):
+    """What a transformer's training takes beside that."""
+
+    unconditional: bool = False  # leave the classes aside: one class, no guidance
+    init_from: Path | None = None  # pipeline or run directory whose weights it begins with
+    label_drop: float | None = None  # share of images trained on the null class, for guidance
+    scale_weights: ScaleWeights | None = None  # each code alike, or HMAR's bell over the scales
+    refine_share: float | None = None  # share of images that see some of a scale's own codes
+    precision: Precision | None = None  # of products
+    compile: bool = False  # torch.compile of the blocks
+    recompute: bool = False  # blocks again in the backward pass: less memory, more time
+
+    def apply_loss(self, loss: TransformerLossConfig) -> TransformerLossConfig:
+        """The preset's loss with what was given here."""
+        return _given(self, loss)
+
+    def apply(self, optim: OptimConfig) -> OptimConfig:
+        """The preset's optimizer with what was given here."""
+        compiled, again = optim.compile or self.compile, optim.recompute or self.recompute
+        return replace(Options.apply(self, optim), compile=compiled, recompute=again)
+
+
+def _given(options: Any, config: C) -> C:
+    """A configuration with the options of its fields' names that are not None."""
+    names = {field.name for field in fields(options)} & {field.name for field in fields(config)}
+    values = {name: getattr(options, name) for name in names}
+    return replace(config, **{name: v for name, v in values.items() if v is not None})

@@ -1,17 +1,17 @@
 """Training on Ray Train: what one worker does, and the driver that starts and watches runs.
 
-A :class:`Job` is everything a worker needs, by value and by path. The worker runs the science's
-plain loop (:func:`srdd.train.loop.fit`) on its slice of each global batch. One Ray Train run a
-run directory: the same name resumes from the last checkpoint that Ray registered.
+A :class:`~srdd_platform.jobs.Job` is everything a worker needs, by value and by path. The worker
+runs the science's plain loop (:func:`srdd.train.loop.fit`) on its slice of each global batch. One
+Ray Train run a run directory: the same name resumes from the last checkpoint that Ray registered.
 """
 
 import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
@@ -22,71 +22,21 @@ from ray.train.torch import TorchTrainer, prepare_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from srdd.classifier import ClassifierConfig
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.fields import from_dict, to_dict
-from srdd.pipeline import load_tokenizer
-from srdd.train.classifier import ClassifierTask
-from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
-from srdd.train.loop import Batch, Reduce, Task, fit
+from srdd.fields import from_dict
+from srdd.train.config import OptimConfig
+from srdd.train.loop import Batch, Reduce, fit
 from srdd.train.tokenizer import TokenizerTask
-from srdd.train.transformer import TransformerTask
 from srdd_platform.codes import load_codes
 from srdd_platform.data import GlobalBatchSampler, Sample, ShardDataset
-from srdd_platform.files import digest, read_json, write_json
-from srdd_platform.runs import append_metrics, cut_metrics, model_dir
+from srdd_platform.files import read_json, write_json
+from srdd_platform.jobs import Job, begin_from, build_task
+from srdd_platform.runs import append_metrics, cut_metrics
 from srdd_platform.validation import validate
 
-Kind = Literal["tokenizer", "transformer", "classifier"]
 SEED_IMAGES = 256  # whose latents seed the codebook
 KEEP_CHECKPOINTS = 2
 MAX_FAILURES = 3  # lost workers; an error that repeats is not retried
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One training. ``settings`` decide the result, the rest does not."""
-
-    kind: Kind
-    run: str  # run directory
-    data: str  # shard directory
-    settings: dict[str, Any]  # model, loss, optim (and more by kind), as JSON
-    tokenizer: str = ""  # run or model directory, for transformers
-    codes: str = ""  # code shards, for transformers
-    workers: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
-    threads: int = 1  # of a CPU worker
-    checkpoint_every: int = 50
-    log_every: int = 10
-
-    @property
-    def steps(self) -> int:
-        """Optimizer updates in all."""
-        return int(self.settings["optim"]["steps"])
-
-    @property
-    def config_hash(self) -> str:
-        """Names the settings; a checkpoint carries it."""
-        return digest({"kind": self.kind, **self.settings})
-
-
-def build_task(job: Job) -> Task:
-    """The task of a job, freshly initialised."""
-    settings = job.settings
-    optim = from_dict(OptimConfig, settings["optim"], "optim")
-    if job.kind == "tokenizer":
-        model = from_dict(TokenizerConfig, settings["model"], "tokenizer")
-        return TokenizerTask(model, from_dict(TokenizerLossConfig, settings["loss"], "loss"), optim)
-    if job.kind == "transformer":
-        return TransformerTask(
-            from_dict(TransformerConfig, settings["model"], "transformer"),
-            from_dict(TransformerLossConfig, settings["loss"], "loss"),
-            optim,
-            load_tokenizer(model_dir(Path(job.tokenizer))),
-            init_gate=settings["init_gate"],
-        )
-    return ClassifierTask(from_dict(ClassifierConfig, settings["model"], "classifier"), optim)
 
 
 class Workers:
@@ -124,7 +74,7 @@ def batches(job: Job, reduce: Reduce, first_step: int, device: torch.device) -> 
         optim.batch_size,
         seed=optim.seed,
         first_step=first_step,
-        last_step=optim.steps,
+        last_step=job.steps,
         rank=reduce.rank,
         world=reduce.world,
     )
@@ -150,6 +100,8 @@ def worker(config: dict[str, Any]) -> None:
     task = build_task(job)
     task.module.to(device)
     resume = _load_checkpoint(job)
+    if resume is None and job.init_from:
+        begin_from(task, Path(job.init_from))
     if resume is None and isinstance(task, TokenizerTask):
         images = ShardDataset(Path(job.data), "train")
         seeds = [images[i]["image"] for i in range(min(SEED_IMAGES, len(images)))]
@@ -174,6 +126,12 @@ def worker(config: dict[str, Any]) -> None:
                 {"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name
             )  # every worker reports: it is a barrier
 
+    def validated() -> dict[str, float]:
+        if reduce.rank != 0:  # they wait at the next step
+            return {}
+        found = validate(task, Path(job.data), job.codes, device, job.extractor)
+        return {name: value for name, value in found.items() if name != "n"}
+
     def wrap(module: nn.Module) -> nn.Module:
         if reduce.world == 1:
             return module
@@ -183,10 +141,11 @@ def worker(config: dict[str, Any]) -> None:
         return distributed
 
     try:
-        fit(
+        ema = fit(
             task,
             from_dict(OptimConfig, job.settings["optim"], "optim"),
             lambda step: batches(job, reduce, step, device),
+            extend_to=job.extend_to,
             resume=resume,
             wrap=wrap,
             reduce=reduce,
@@ -194,9 +153,13 @@ def worker(config: dict[str, Any]) -> None:
             on_log=on_log,
             checkpoint_every=job.checkpoint_every,
             on_checkpoint=on_checkpoint,
+            validate_every=job.validate_every,
+            validate=validated,
         )
         if reduce.rank == 0:
-            write_json(run / "validation.json", validate(task, Path(job.data), job.codes, device))
+            with ema.applied():
+                found = validate(task, Path(job.data), job.codes, device, job.extractor)
+            write_json(run / "validation.json", found)
     except (FloatingPointError, UserError) as error:  # would only repeat: no retry
         if reduce.rank == 0:
             write_json(run / "failure.json", {"error": str(error)})
@@ -269,15 +232,3 @@ def failure(job: Job) -> str | None:
     """Why a job stopped for good, if it did."""
     path = Path(job.run) / "failure.json"
     return f"{job.run}: {read_json(path)['error']}" if path.exists() else None
-
-
-def transformer_settings(
-    model: TransformerConfig, loss: TransformerLossConfig, optim: OptimConfig, init_gate: float
-) -> dict[str, Any]:
-    """The settings of a transformer's job."""
-    return {
-        "model": to_dict(model),
-        "loss": to_dict(loss),
-        "optim": to_dict(optim),
-        "init_gate": init_gate,
-    }

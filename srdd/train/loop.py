@@ -7,6 +7,7 @@ resuming is exact.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from srdd.train.config import OptimConfig
-from srdd.train.optim import build_optimizer, lr_at
+from srdd.train.ema import Ema
+from srdd.train.optim import build_optimizer, lr_at, set_rates
 
 
 class Batch(NamedTuple):
@@ -68,11 +70,11 @@ class Task(Protocol):
         """More to log, over all workers."""
         ...
 
-    def state_dict(self, reduce: Reduce) -> dict[str, Tensor]:
-        """State beyond module and optimizer, the same on every worker."""
+    def state_dict(self, reduce: Reduce) -> dict[str, Any]:
+        """State beyond module and optimizer, the same on every worker; it may be nested."""
         ...
 
-    def load_state_dict(self, state: dict[str, Tensor], reduce: Reduce) -> None:
+    def load_state_dict(self, state: dict[str, Any], reduce: Reduce) -> None:
         """Undo :meth:`state_dict`, with any number of workers."""
         ...
 
@@ -87,11 +89,11 @@ class Stateless:
         """Nothing beyond the loss."""
         return {}
 
-    def state_dict(self, reduce: Reduce) -> dict[str, Tensor]:
+    def state_dict(self, reduce: Reduce) -> dict[str, Any]:
         """Nothing beyond the module."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor], reduce: Reduce) -> None:
+    def load_state_dict(self, state: dict[str, Any], reduce: Reduce) -> None:
         """Nothing to load."""
 
 
@@ -110,12 +112,13 @@ def clear_gradients(weights: Iterable[nn.Parameter]) -> None:
 
 
 def save_state(
-    task: Task, optimizer: torch.optim.Optimizer, step: int, reduce: Reduce
+    task: Task, optimizer: torch.optim.Optimizer, ema: Ema, step: int, reduce: Reduce
 ) -> dict[str, Any]:
     """All that resuming needs after ``step`` updates."""
     return {
         "step": step,
         "module": task.module.state_dict(),
+        "ema": ema.state_dict(),
         "optimizer": optimizer.state_dict(),
         "task": task.state_dict(reduce),
     }
@@ -126,6 +129,7 @@ def fit(
     config: OptimConfig,
     batches: Callable[[int], Iterator[Batch]],
     *,
+    extend_to: int = 0,
     resume: dict[str, Any] | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     reduce: Reduce = ALONE,
@@ -133,13 +137,18 @@ def fit(
     on_log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     checkpoint_every: int = 0,
     on_checkpoint: Callable[[int, dict[str, Any]], None] = lambda step, state: None,
-) -> None:
+    validate_every: int = 0,
+    validate: Callable[[], dict[str, float]] = dict,
+) -> Ema:
     """Train ``task`` for ``config.steps`` updates.
+
+    An update whose gradient is not finite is left out: neither weights nor averages move.
 
     Args:
         task: the module with its loss, and its upkeep.
         config: optimizer, schedule and seed.
         batches: from the step to begin at, this worker's batches from there on.
+        extend_to: go on to this many updates, at the schedule's last rates.
         resume: a state of :func:`save_state`.
         wrap: makes the module's forward and backward distributed.
         reduce: the other workers.
@@ -147,14 +156,22 @@ def fit(
         on_log: called with the number of updates done and the metrics.
         checkpoint_every: updates between calls of ``on_checkpoint``; the last one always.
         on_checkpoint: called on every worker with the updates done and the state.
+        validate_every: updates between calls of ``validate``; 0 never.
+        validate: called on every worker, with the weights that the finished model would have;
+            what it returns is logged as ``val_<name>``.
+
+    Returns:
+        The weights' moving average, which the finished model takes.
 
     Raises:
-        FloatingPointError: the loss is no longer finite; the step is named.
+        FloatingPointError: the loss is no longer finite; the step and the worst scale are named.
     """
     optimizer = build_optimizer(task.module, config)
-    step = 0
+    ema = Ema(task.module, config.ema)
+    step, faults, last = 0, 0, max(config.steps, extend_to)
     if resume is not None:
         task.module.load_state_dict(resume["module"])
+        ema.load_state_dict(resume["ema"])
         optimizer.load_state_dict(resume["optimizer"])
         task.load_state_dict(resume["task"], reduce)
         step = int(resume["step"])
@@ -162,26 +179,86 @@ def fit(
     task.module.train()
     weights = [weight for weight in task.module.parameters() if weight.requires_grad]
     stream = batches(step)
-    while step < config.steps:
+    while step < last:
         batch = next(stream)
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(config, step)
-        loss, metrics = module(batch, step)
-        # A worker's mean counts as much as its share of the global batch.
-        share = len(batch.inputs) * reduce.world / batch.global_size
+        set_rates(optimizer, config, step)
         clear_gradients(weights)
-        (loss * share).backward()
+        parts = _backward(module, batch, step, config, reduce)
         norm = nn.utils.clip_grad_norm_(task.module.parameters(), config.clip or math.inf)
-        if not torch.isfinite(norm):  # the norm is global: all workers stop together
-            raise FloatingPointError(f"loss or gradient is not finite at step {step + 1}")
-        optimizer.step()
+        finite = bool(torch.isfinite(norm))  # the norm is global: all workers agree
+        faults = 0 if finite else faults + 1
+        if faults >= config.nonfinite_steps:
+            raise FloatingPointError(_complaint(_means(parts, reduce), step + 1, faults))
         step += 1
-        if step % log_every == 0 or step == config.steps:
-            names = sorted(metrics)
-            own = torch.stack([metrics[name].detach().double() for name in names])
-            means = reduce.sum(own * (share / reduce.world)).tolist()
-            logged = {**dict(zip(names, means, strict=True)), **task.metrics(reduce)}
-            on_log(step, {**logged, "lr": lr_at(config, step - 1), "grad_norm": float(norm)})
-        task.after_step(batch, step - 1, reduce)
-        if step == config.steps or (checkpoint_every and step % checkpoint_every == 0):
-            on_checkpoint(step, save_state(task, optimizer, step, reduce))
+        if finite:
+            optimizer.step()
+            ema.update()
+            validated = validate_every > 0 and step % validate_every == 0 and step < last
+            if step % log_every == 0 or step == last or validated:
+                logged = {**_means(parts, reduce), **task.metrics(reduce)}
+                if validated:
+                    with ema.applied():
+                        logged |= {f"val_{name}": value for name, value in validate().items()}
+                on_log(step, {**logged, "lr": lr_at(config, step - 1), "grad_norm": float(norm)})
+            with ema.following():
+                task.after_step(batch, step - 1, reduce)
+        due = checkpoint_every > 0 and step % checkpoint_every == 0 and finite
+        if step == last or due:
+            on_checkpoint(step, save_state(task, optimizer, ema, step, reduce))
+    return ema
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in at most ``parts`` parts, about equal, that keep its global size."""
+    chunks = zip(
+        batch.inputs.chunk(parts), batch.labels_b.chunk(parts), batch.index_b.chunk(parts),
+        strict=True,
+    )  # fmt: skip
+    return [Batch(*chunk, batch.global_size) for chunk in chunks]
+
+
+def _backward(
+    module: nn.Module, batch: Batch, step: int, config: OptimConfig, reduce: Reduce
+) -> list[tuple[float, dict[str, Tensor]]]:
+    """Gradients of a worker's batch, part by part.
+
+    Returns:
+        Each part's share of the global batch, and its metrics.
+    """
+    done: list[tuple[float, dict[str, Tensor]]] = []
+    micro_batches = split_batch(batch, config.accumulate)
+    half = config.precision == "bfloat16"
+    # Where the forward is distributed, workers' gradients meet once, at the last part.
+    postponed = getattr(module, "no_sync", nullcontext)
+    for i, part in enumerate(micro_batches):
+        share = len(part.inputs) / part.global_size
+        last = i + 1 == len(micro_batches)
+        with nullcontext() if last else postponed():
+            with torch.autocast(part.inputs.device.type, torch.bfloat16, enabled=half):
+                loss, metrics = module(part, step)
+            # A part's mean counts as much as its share; workers' gradients are averaged.
+            (loss * (share * reduce.world)).backward()
+        done.append((share, {name: value.detach() for name, value in metrics.items()}))
+    return done
+
+
+def _means(parts: list[tuple[float, dict[str, Tensor]]], reduce: Reduce) -> dict[str, float]:
+    """Means of the metrics over the global batch."""
+    names = sorted(parts[0][1])
+    rows = [
+        torch.stack([metrics[name].double() for name in names]) * share for share, metrics in parts
+    ]
+    means = reduce.sum(torch.stack(rows).sum(0)).tolist()
+    return dict(zip(names, means, strict=True))
+
+
+def _complaint(means: dict[str, float], step: int, faults: int) -> str:
+    """What went wrong at a step whose loss is not finite."""
+    text = f"loss or gradient is not finite at step {step}"
+    if faults > 1:
+        text += f", the last of {faults} in a row"
+    scales = {n.removeprefix("nll_"): v for n, v in means.items() if n.startswith("nll_")}
+    if scales:
+        worst = max(scales, key=lambda n: math.inf if math.isnan(scales[n]) else scales[n])
+        text += f"; worst at scale {worst}, where the loss is {scales[worst]:.4g}"
+    return text

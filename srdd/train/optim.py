@@ -1,4 +1,4 @@
-"""Parameter groups and the learning rate as a function of the step."""
+"""Parameter groups, and learning rate and weight decay as functions of the step."""
 
 import math
 
@@ -22,19 +22,45 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int) -> None:
+    """Give an optimizer of :func:`build_optimizer` its rates for update ``step``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr_at(config, step)
+    optimizer.param_groups[0]["weight_decay"] = weight_decay_at(config, step)
 
 
 def lr_at(config: OptimConfig, step: int) -> float:
-    """The learning rate of update ``step`` (from 0): linear warm-up, then the schedule."""
+    """The learning rate of update ``step`` (from 0): linear warm-up, then the schedule.
+
+    As VAR's ``lr_control.py``: "linear" is its lin00, and with hold = 0.05 its lin0. Beyond the
+    last update of the schedule the rate stays what it was there.
+    """
+    step = min(step, config.steps - 1)
     warmup = round(config.warmup * config.steps)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, config.steps - 1 - warmup)
+        first = config.warmup_start
+        share = first + (1 - first) * step / warmup if first else (step + 1) / warmup
+        return config.peak_lr * share
     if config.lr_schedule == "constant":
-        return config.lr
+        return config.peak_lr
+    progress = (step - warmup) / max(1, config.steps - 1 - warmup)
+    if progress < config.hold:
+        return config.peak_lr
     if config.lr_schedule == "linear":
-        share = 1 - progress
+        share = (1 - progress) / (1 - config.hold)
     else:
-        share = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.lr * (config.final_lr + (1 - config.final_lr) * share)
+        fall = (progress - config.hold) / (1 - config.hold)
+        share = 0.5 * (1 + math.cos(math.pi * fall))
+    return config.peak_lr * (config.final_lr + (1 - config.final_lr) * share)
+
+
+def weight_decay_at(config: OptimConfig, step: int) -> float:
+    """The weight decay of update ``step``: half a cosine from the first to the final value."""
+    first, last = config.weight_decay, config.final_weight_decay
+    if last is None:
+        return first
+    progress = min(step, config.steps - 1) / max(1, config.steps - 1)
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))

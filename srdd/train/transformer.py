@@ -1,18 +1,25 @@
-"""Training the transformer on codes: cross-entropy with label dropout."""
+"""Training the transformer on codes: cross-entropy, with VAR's recipe around it."""
 
 import math
+import statistics
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from srdd.config import TransformerConfig
 from srdd.errors import UserError
+from srdd.linear import RowLinear
 from srdd.rng import hash_counters, uniform
+from srdd.scales import ScaleSchedule
 from srdd.tokenizer import Tokenizer
-from srdd.train.config import OptimConfig, TransformerLossConfig
+from srdd.train.config import OptimConfig, ScaleWeights, TransformerLossConfig
 from srdd.train.loop import Batch, Stateless
-from srdd.transformer import ScaleTransformer
+from srdd.train.refine import draw_hidden, refined_input
+from srdd.transformer import Block, ScaleTransformer
 
 _DROP_LABEL, _DROP_PATH = 0x1ABE1, 0xD309  # streams of random numbers
 
@@ -60,26 +67,100 @@ def nll_per_scale(
     return nll_BL, means
 
 
+def scale_masses(schedule: ScaleSchedule, weights: ScaleWeights) -> list[float]:
+    """How much each scale's mean counts in the loss; the sum is 1.
+
+    "uniform" counts each code alike. "lognorm" is HMAR's (``trainer.py``): the normal density of
+    the sides' z-scores, given to the scales in reverse.
+    """
+    sides = schedule.patch_nums
+    if weights == "uniform" or len(sides) < 2:
+        return [side * side / schedule.length for side in sides]
+    mean, spread = statistics.fmean(sides), statistics.stdev(sides)
+    bell = [math.exp(-(((side - mean) / spread) ** 2) / 2) for side in reversed(sides)]
+    return [height / sum(bell) for height in bell]
+
+
 class TransformerLoss(nn.Module):
-    """Cross-entropy, the mean over all codes."""
+    """Cross-entropy: each scale's mean over the codes that are scored, weighted."""
 
     def __init__(self, model: ScaleTransformer, config: TransformerLossConfig, seed: int) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.seed = seed
+        self.masses = scale_masses(model.schedule, config.scale_weights)
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch's share, with the mean of each scale."""
-        dropped = uniform(batch.index_b, self.seed, step, _DROP_LABEL) < self.config.label_drop
-        labels = torch.where(dropped, self.model.null_class, batch.labels_b)
+        schedule, device = self.model.schedule, batch.inputs.device
+        hidden = None
+        with torch.autocast(device.type, enabled=False):  # the map is summed in float32
+            if self.config.refine_share > 0:
+                share = self.config.refine_share
+                hidden = draw_hidden(schedule, batch.index_b, share, self.seed, step)
+                tokens = refined_input(self.model.quantizer, batch.inputs, hidden)
+            else:
+                with torch.no_grad():
+                    tokens = self.model.quantizer.teacher_input(batch.inputs)
         keys = None
         if self.model.config.drop_path > 0:
             keys = hash_counters(batch.index_b, self.seed, step, _DROP_PATH)
-        logits = self.model(labels, batch.inputs, path_keys_B=keys)
+        logits = self.model(self._labels(batch, step), batch.inputs, tokens, keys)
         nll_BL, means = nll_per_scale(self.model, logits, batch.inputs)
-        loss = nll_BL.mean()
-        return loss, {"loss": loss, **means}
+        if hidden is None and self.config.scale_weights == "uniform":
+            loss = nll_BL.mean()
+            return loss, {"loss": loss, **means}
+        loss, metrics = nll_BL.new_zeros(()), {}
+        for (name, mean), mass, (begin, end) in zip(
+            means.items(), self.masses, schedule.spans, strict=True
+        ):
+            if hidden is None:
+                scored = nll_BL[:, begin:end].mean()
+            else:
+                scored_Bl = hidden.hidden_BL[:, begin:end]
+                nll_B = (nll_BL[:, begin:end] * scored_Bl).sum(1) / scored_Bl.sum(1)
+                scored = nll_B.mean()
+                mean = scored.detach()
+            loss = loss + mass * scored
+            metrics[name] = mean
+        return loss, {"loss": loss, **metrics}
+
+    def _labels(self, batch: Batch, step: int) -> Tensor:
+        """The classes fed: for some images the null class; always in an unconditional model."""
+        if self.model.config.unconditional:
+            return torch.full_like(batch.labels_b, self.model.null_class)
+        dropped = uniform(batch.index_b, self.seed, step, _DROP_LABEL) < self.config.label_drop
+        return torch.where(dropped, self.model.null_class, batch.labels_b)
+
+
+def arrange(model: ScaleTransformer, optim: OptimConfig, backend: str = "inductor") -> None:
+    """Let the blocks run as ``optim`` says: compiled, computed again in the backward pass.
+
+    Both apply to the two halves of a block around attention, which keeps its own inputs. With
+    products in bfloat16 the head stays in float32.
+    """
+    if optim.precision == "bfloat16":
+        object.__setattr__(model.head, "forward", partial(_in_float32, model.head))
+    if not (optim.compile or optim.recompute):
+        return
+    halves: dict[str, Any] = {"project": Block.project, "finish": Block.finish}
+    if optim.compile:
+        halves = {
+            name: torch.compile(function, dynamic=True, backend=backend)
+            for name, function in halves.items()
+        }
+    for block in model.layers:
+        for name, function in halves.items():
+            bound = partial(function, block)
+            if optim.recompute:  # nothing in a block draws random numbers
+                bound = partial(checkpoint, bound, use_reentrant=False, preserve_rng_state=False)
+            object.__setattr__(block, name, bound)
+
+
+def _in_float32(head: RowLinear, h_BlW: Tensor) -> Tensor:
+    with torch.autocast(h_BlW.device.type, enabled=False):
+        return RowLinear.forward(head, h_BlW.float())
 
 
 class TransformerTask(Stateless):
@@ -108,4 +189,5 @@ class TransformerTask(Stateless):
             self.model = ScaleTransformer(config)
             init_weights(self.model, gate=init_gate, head=init_head)
         self.model.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
+        arrange(self.model, optim)
         self.module = TransformerLoss(self.model, loss, optim.seed)

@@ -9,8 +9,16 @@ from safetensors.torch import load_file, save_file
 from srdd.errors import UserError
 from srdd.pipeline import load_tokenizer, save_tokenizer
 from srdd.train.tokenizer import to_float
-from srdd_platform.codes import FORMAT, codes_dir, encode, encode_shard, load_codes
-from srdd_platform.data import Manifest, ShardDataset, prepare, stream
+from srdd_platform.codes import (
+    FORMAT,
+    choose_views,
+    codes_dir,
+    encode,
+    encode_shard,
+    load_codes,
+    load_views,
+)
+from srdd_platform.data import Augmentation, Manifest, ShardDataset, prepare, stream
 from srdd_platform.files import write_json
 
 
@@ -161,3 +169,131 @@ def test_a_damaged_shard_is_refused(codes: Path, tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(UserError, match=r"val-000001\.safetensors"):
         load_codes(tmp_path, "val")
+
+
+@pytest.fixture(scope="module")
+def kept_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits at 16 px with room for crops."""
+    out = tmp_path_factory.mktemp("kept") / "digits"
+    prepare(source="digits", resolution=16, out=out, keep=1.5, shard_size_images=300, workers=1)
+    return out
+
+
+def test_views_are_random_crops_by_view_and_sample(
+    kept_shards: Path, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    """View v of sample i is the code of crop (v, i), in a later shard as in the first."""
+    out = tmp_path / "out.safetensors"
+    name = "train-000004.tar"
+    num = encode_shard(kept_shards, tokenizer_run, "train", name, out, views=3, flip=True)
+    found = load_file(out)
+    assert num == 237
+    assert (found["codes"].dtype, found["codes"].shape) == (torch.uint16, (237, 3, 30))
+    assert len(found["keys"]) == len(found["labels"]) == 237
+    assert bytes(found["keys"][1].tolist()) == b"train-00001201"
+    dataset = ShardDataset(kept_shards, "train")
+    assert found["labels"].tolist() == dataset.labels[1200:].tolist()
+    tokenizer = load_tokenizer(tokenizer_run / "model")
+    augmentation = Augmentation(crop=True, flip=True, seed=0)
+    for row, view in ((0, 0), (0, 2), (100, 1), (236, 2)):
+        image = dataset.sample(1200 + row, augmentation.cut(view, 1200 + row))["image"]
+        expected = tokenizer.encode(to_float(image[None]))[0]
+        # a batch of another size may round a near tie the other way
+        assert (found["codes"][row, view].long() == expected).float().mean() > 0.9
+    assert (found["codes"][:, 0] != found["codes"][:, 1]).any(1).float().mean() > 0.9
+
+
+def test_a_held_out_image_has_one_view(
+    kept_shards: Path, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    for views in (1, 3):
+        out = tmp_path / f"{views}.safetensors"
+        encode_shard(kept_shards, tokenizer_run, "val", "val-000001.tar", out, views=views)
+    assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "3.safetensors").read_bytes()
+
+
+def test_views_have_a_directory_of_their_own(kept_shards: Path, tokenizer_run: Path) -> None:
+    names = {
+        codes_dir(kept_shards, tokenizer_run, views=views, flip=flip).name
+        for views, flip in ((1, False), (2, False), (2, True), (3, False))
+    }
+    assert len(names) == 4
+
+
+@pytest.mark.parametrize(
+    ("views", "flip", "message"),
+    [
+        (2, False, r"random crops need more .*--keep 1\.125"),
+        (0, False, "views counts from 1"),
+        (1, True, "raise --views to flip"),
+    ],
+)
+def test_views_that_cannot_differ_are_refused(
+    digits_shards: Path, tokenizer_run: Path, views: int, flip: bool, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        codes_dir(digits_shards, tokenizer_run, views=views, flip=flip)
+
+
+def test_loading_views(codes: Path, tmp_path: Path) -> None:
+    codes_nL, labels_n = load_codes(codes, "val")
+    one, labels = load_views(codes, "val")
+    assert torch.equal(one, codes_nL[:, None])
+    assert torch.equal(labels, labels_n)
+    save_file(
+        {"codes": torch.stack([codes_nL, codes_nL], dim=1), "labels": labels_n.int()},
+        tmp_path / "train-000000.safetensors",
+    )
+    content = {"num": 360, "shards": ["train-000000.safetensors"]}
+    write_json(tmp_path / "manifest.json", {"format": FORMAT, "splits": {"train": content}})
+    assert load_views(tmp_path, "train")[0].shape == (360, 2, 30)
+    with pytest.raises(UserError, match="holds 2 views of each image, one is asked for"):
+        load_codes(tmp_path, "train")
+
+
+def test_a_view_follows_from_seed_epoch_and_sample_alone() -> None:
+    samples = range(200)
+    first = choose_views(0, 0, samples, 4)
+    assert torch.equal(choose_views(0, 0, [7, 3], 4), first[[7, 3]])
+    assert set(first.tolist()) == {0, 1, 2, 3}
+    assert not torch.equal(choose_views(1, 0, samples, 4), first)
+    seen = torch.stack([choose_views(0, epoch, samples, 4) for epoch in range(5, 9)])
+    assert torch.equal(seen.sort(0).values, torch.arange(4)[:, None].expand(4, 200))
+    assert choose_views(0, 9, samples, 1).tolist() == [0] * 200
+
+
+@pytest.mark.ray
+def test_a_stopped_extraction_goes_on_with_what_is_missing(
+    digits_shards: Path, tokenizer_run: Path, tmp_path: Path, ray_session: object
+) -> None:
+    save_tokenizer(load_tokenizer(tokenizer_run / "model"), tmp_path / "model")
+    write_json(tmp_path / "config.json", {"kind": "train tokenizer"})
+    directory = encode(digits_shards, tmp_path)
+    whole = {path.name: path.read_bytes() for path in directory.iterdir()}
+    kept = directory / "train-000001.safetensors"
+    for path in directory.iterdir():  # as a kill leaves it: some shards, and no manifest
+        if path != kept:
+            path.unlink()
+    (directory / ".train-000002.safetensors.0a1b2c3d.tmp").write_bytes(b"half")
+    stamp = kept.stat().st_mtime_ns
+    assert encode(digits_shards, tmp_path) == directory
+    assert kept.stat().st_mtime_ns == stamp
+    assert {name: (directory / name).read_bytes() for name in whole} == whole
+
+
+@pytest.mark.ray
+def test_views_under_ray(
+    kept_shards: Path, tokenizer_run: Path, tmp_path: Path, ray_session: object
+) -> None:
+    save_tokenizer(load_tokenizer(tokenizer_run / "model"), tmp_path / "model")
+    write_json(tmp_path / "config.json", {"kind": "train tokenizer"})
+    directory = encode(kept_shards, tmp_path, views=2)
+    assert directory == codes_dir(kept_shards, tmp_path, views=2)
+    codes_nVL, labels_n = load_views(directory, "train")
+    assert codes_nVL.shape == (1437, 2, 30)
+    assert labels_n.tolist() == ShardDataset(kept_shards, "train").labels.tolist()
+    assert (codes_nVL[:, 0] != codes_nVL[:, 1]).any(1).float().mean() > 0.9
+    assert load_codes(directory, "val")[0].shape == (360, 30)
+    alone = tmp_path / "alone.safetensors"
+    encode_shard(kept_shards, tmp_path, "train", "train-000002.tar", alone, views=2)
+    assert alone.read_bytes() == (directory / "train-000002.safetensors").read_bytes()

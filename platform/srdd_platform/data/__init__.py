@@ -1,5 +1,6 @@
 """Images into WebDataset shards, and out of them into training, extraction and evaluation."""
 
+from srdd_platform.data.augment import Augmentation, AugmentedDataset, EpochBatchSampler
 from srdd_platform.data.dataset import (
     GlobalBatchSampler,
     Sample,
@@ -10,11 +11,17 @@ from srdd_platform.data.dataset import (
     stream,
 )
 from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.recipes import RECIPES, Recipe
 from srdd_platform.data.shards import prepare
 
 __all__ = [
+    "RECIPES",
+    "Augmentation",
+    "AugmentedDataset",
+    "EpochBatchSampler",
     "GlobalBatchSampler",
     "Manifest",
+    "Recipe",
     "Sample",
     "ShardDataset",
     "global_indices",

@@ -23,6 +23,7 @@ from webdataset import tariterators
 from srdd.errors import UserError
 from srdd_platform.data.index import load_split
 from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.pixels import Cut, centre
 from srdd_platform.data.sources import EPOCH_DRAWS, permutation
 
 MAX_OPEN = 256  # shards kept open by a process; with more, each read opens and closes
@@ -72,15 +73,19 @@ class ShardDataset(Dataset[Sample]):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one sample.
+        """Read one sample: the centre of its image, where more of it is stored.
 
         Raises:
             UserError: its bytes are damaged; it names the shard and the sample.
         """
+        return self.sample(index, centre)
+
+    def sample(self, index: int, cut: Cut) -> Sample:
+        """Read one sample, cut to R x R by ``cut``; errors as for ``[index]``."""
         i = range(len(self))[index]  # negative counts from the end, beyond it is an IndexError
         path = self._paths[self._shards[i]]
         data = self._read(int(self._shards[i]), int(self._offsets[i]), int(self._sizes[i]))
-        image = decode(data, self.resolution, f"{self.keys[i]} in {path}")
+        image = decode(data, self.manifest, f"{self.keys[i]} in {path}", cut)
         return {"image": image, "label": int(self.labels[i]), "index": i}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,11 +113,11 @@ class ShardDataset(Dataset[Sample]):
                 os.close(file)
 
 
-def decode(png: bytes, resolution: int, name: str) -> Tensor:
-    """PNG bytes to uint8 [3, R, R].
+def decode(png: bytes, manifest: Manifest, name: str, cut: Cut = centre) -> Tensor:
+    """PNG bytes to uint8 [3, R, R], cut from the stored image.
 
     Raises:
-        UserError: the bytes are damaged; it gives ``name``.
+        UserError: the bytes are damaged, or of another size; it gives ``name``.
     """
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
@@ -121,9 +126,10 @@ def decode(png: bytes, resolution: int, name: str) -> Tensor:
         raise
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise UserError(f"{name} is damaged: prepare the data again ({error})") from None
-    if pixels.shape != (resolution, resolution, 3):
-        raise UserError(f"{name} is not {resolution}x{resolution}: prepare the data again")
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    side, resolution = manifest.stored_side, manifest.resolution
+    if min(pixels.shape[:2]) != side or (side == resolution and max(pixels.shape[:2]) != side):
+        raise UserError(f"{name} is not {side}x{side}: prepare the data again")
+    return torch.from_numpy(cut(pixels, resolution)).permute(2, 0, 1).contiguous()
 
 
 def load_arrays(directory: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -162,7 +168,7 @@ def stream(
                 members = tariterators.tar_file_expander([{"url": name, "stream": file}])
                 for sample in tariterators.group_by_keys(members):
                     key = str(sample["__key__"])
-                    image = decode(sample["png"], manifest.resolution, f"{key} in {name}")
+                    image = decode(sample["png"], manifest, f"{key} in {name}")
                     yield key, image, int(sample["cls"])
                     num += 1
         except UserError:

@@ -7,6 +7,7 @@ from typing import Any
 
 from srdd.errors import UserError
 from srdd_platform import files
+from srdd_platform.data.pixels import stored_side
 
 FORMAT = "srdd-shards-1"
 MANIFEST = "manifest.json"
@@ -49,21 +50,32 @@ class Settings:
     val_fraction: float
     shard_size_images: int
     listing: str  # hash of the source's file names and sizes
+    keep: float = 1.0  # stored shorter side over resolution; above 1 readers crop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a shard directory holds: ``manifest.json`` as an object."""
+    """What a shard directory holds: ``manifest.json`` as an object.
+
+    ``rule``, ``unconditional`` and the setting ``keep`` are written where they are not the default.
+    """
 
     settings: Settings
     classes: tuple[str, ...]
     splits: dict[str, Split]
     skipped: tuple[Skipped, ...]
+    rule: str = ""  # how a recipe chose images, classes and split
+    unconditional: bool = False  # meant to be trained on without labels
 
     @property
     def resolution(self) -> int:
-        """Side of the images, in pixels."""
+        """Side of the images as they are read, in pixels."""
         return self.settings.resolution
+
+    @property
+    def stored_side(self) -> int:
+        """Shorter side of the images as they are stored, in pixels."""
+        return stored_side(self.settings.resolution, self.settings.keep)
 
     @property
     def fingerprint(self) -> str:
@@ -74,11 +86,15 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The content of ``manifest.json``."""
         settings = asdict(self.settings)
+        if self.settings.keep == 1.0:
+            settings.pop("keep")
         return {
             "format": FORMAT,
             "source": settings.pop("source"),
             "resolution": settings.pop("resolution"),
             "settings": settings,
+            **({"rule": self.rule} if self.rule else {}),
+            **({"unconditional": True} if self.unconditional else {}),
             "classes": list(self.classes),
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "skipped": [asdict(one) for one in self.skipped],
@@ -95,15 +111,23 @@ class Manifest:
         if not path.is_file():
             wrong = f"holds no {MANIFEST}" if directory.is_dir() else "is not a directory"
             raise UserError(f"{directory} {wrong}: make the shards with `srdd data prepare`")
-        value = files.read_json(path)
+        return cls.from_json(files.read_json(path), str(path))
+
+    @classmethod
+    def from_json(cls, value: Any, name: str) -> "Manifest":
+        """The content of a ``manifest.json``; errors give ``name``.
+
+        Raises:
+            UserError: it has another format, or is damaged.
+        """
         found = value.get("format") if isinstance(value, dict) else None
         if found != FORMAT:
-            raise UserError(f"{path} has format {found!r}, not {FORMAT!r}: give a directory made "
+            raise UserError(f"{name} has format {found!r}, not {FORMAT!r}: give a directory made "
                             "by `srdd data prepare`")  # fmt: skip
         try:
             return _parse(value)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}): prepare the data again") from None
+            raise UserError(f"{name} is damaged ({error}): prepare the data again") from None
 
 
 def _parse(value: dict[str, Any]) -> Manifest:
@@ -128,4 +152,6 @@ def _parse(value: dict[str, Any]) -> Manifest:
         classes=classes,
         splits=splits,
         skipped=tuple(Skipped(**one) for one in value["skipped"]),
+        rule=str(value.get("rule", "")),
+        unconditional=bool(value.get("unconditional", False)),
     )

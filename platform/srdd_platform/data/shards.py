@@ -2,8 +2,8 @@
 
 A shard directory holds ``train-000000.tar ...``, ``val-000000.tar ...`` and ``manifest.json``. A
 sample is three members, ``KEY.cls`` (class index), ``KEY.json`` (class name and origin) and
-``KEY.png`` (uint8 RGB, R x R), under a key such as ``train-00000042`` that counts up through the
-split. The same input gives the same bytes: no time and no absolute path is written.
+``KEY.png`` (uint8 RGB, R x R; larger with ``keep``), under a key such as ``train-00000042`` that
+counts up through the split. The same input gives the same bytes: no time, no absolute path.
 """
 
 import io
@@ -23,7 +23,9 @@ from PIL import Image
 from srdd.errors import UserError
 from srdd_platform import files
 from srdd_platform.data.manifest import MANIFEST, Manifest, Settings, Shard, Skipped, Split
-from srdd_platform.data.sources import SPLITS, BadImageError, Item, Source, open_source
+from srdd_platform.data.pixels import MAX_KEEP, BadImageError, stored_side
+from srdd_platform.data.recipes import Recipe, open_recipe
+from srdd_platform.data.sources import SPLITS, Item, Source, open_source
 
 MIN_MAX_BAD = 10
 
@@ -32,11 +34,13 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 def prepare(
     *,
-    source: str,
+    source: str | Recipe,
     path: Path | None = None,
     resolution: int,
     out: Path,
     seed: int = 0,
+    keep: float = 1.0,
+    allow_counts: bool = False,
     val_fraction: float = 0.2,
     shard_size_images: int | None = None,
     max_bad: int | None = None,
@@ -48,11 +52,13 @@ def prepare(
     Given again with the same settings it returns the finished manifest and does no work.
 
     Args:
-        source: "digits" or "folder".
-        path: the folder of class folders (source "folder" alone).
-        resolution: side R of the stored images, in pixels.
+        source: "digits", "folder", or a recipe.
+        path: the folder of class folders, or the recipe's.
+        resolution: side R of the images, in pixels.
         out: the directory to make.
         seed: of the split and of the order.
+        keep: above 1, images are stored whole with a shorter side of keep * R, for random crops.
+        allow_counts: take a recipe's folder that lacks images.
         val_fraction: share held out where the source has no split of its own.
         shard_size_images: images a shard; by default about 100 MB, at most 10,000 images.
         max_bad: unreadable images that are skipped before giving up; by default 1 % of all, at
@@ -64,23 +70,28 @@ def prepare(
         UserError: wrong settings, an unusable source, too many unreadable images, an ``out`` that
             holds something else, or a disk that is full or read-only.
     """
+    _check_settings(resolution, seed, keep, val_fraction, shard_size_images, max_bad)
     if shard_size_images is None:
-        shard_size_images = max(256, min(10_000, 150_000_000 // (2 * max(resolution, 1) ** 2)))
-    _check_settings(resolution, seed, val_fraction, shard_size_images, max_bad)
+        side = stored_side(resolution, keep)
+        shard_size_images = max(256, min(10_000, 150_000_000 // (2 * side**2)))
     target = out.resolve()  # "." has no name to put a temporary directory beside, a link no content
     if path is not None and target.is_relative_to(path.resolve()):
         raise UserError(f"{out} lies inside the source {path}: choose a directory outside it")
     try:
-        listed = open_source(source, path, seed=seed, val_fraction=val_fraction)
+        if isinstance(source, Recipe):
+            listed = open_recipe(source, path, seed=seed, allow_counts=allow_counts)
+        else:
+            listed = open_source(source, path, seed=seed, val_fraction=val_fraction)
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     settings = Settings(
-        source=source,
+        source=listed.kind,
         resolution=resolution,
         seed=seed,
         val_fraction=val_fraction,
         shard_size_images=shard_size_images,
         listing=listed.listing,
+        keep=keep,
     )
     limit = max(MIN_MAX_BAD, len(listed) // 100) if max_bad is None else max_bad
     try:
@@ -118,7 +129,7 @@ def _write(
     counts = {split: Counter[int]() for split in SPLITS}
 
     def good() -> Generator[tuple[Item, bytes], None, None]:
-        items = source.items(seed=settings.seed, resolution=settings.resolution)
+        items = source.items(seed=settings.seed, resolution=settings.resolution, keep=settings.keep)
         for done, (item, png) in enumerate(_encoded(items, workers), start=1):
             if isinstance(png, bytes):
                 counts[item.split][item.label] += 1
@@ -150,6 +161,8 @@ def _write(
             for split in SPLITS
         },
         skipped=tuple(skipped),
+        rule=source.rule,
+        unconditional=source.unconditional,
     )
     files.write_json(directory / MANIFEST, manifest.to_json())
     return manifest
@@ -253,15 +266,22 @@ def _finished(out: Path, settings: Settings) -> Manifest | None:
 
 
 def _check_settings(
-    resolution: int, seed: int, val_fraction: float, shard_size: int, max_bad: int | None
+    resolution: int,
+    seed: int,
+    keep: float,
+    val_fraction: float,
+    shard_size: int | None,
+    max_bad: int | None,
 ) -> None:
     if not 1 <= resolution <= 8192:
         raise UserError(f"resolution is a side in pixels, 1 to 8192, got {resolution}")
     if not 0 <= seed < 2**63:
         raise UserError(f"seed counts from 0, got {seed}")
+    if not 1.0 <= keep <= MAX_KEEP:
+        raise UserError(f"keep lies between 1 and {MAX_KEEP}, got {keep}")
     if not 0.0 < val_fraction < 1.0:
         raise UserError(f"val_fraction lies between 0 and 1, got {val_fraction}")
-    if shard_size < 1:
+    if shard_size is not None and shard_size < 1:
         raise UserError(f"shard_size_images counts from 1, got {shard_size}")
     if max_bad is not None and max_bad < 0:
         raise UserError(f"max_bad counts from 0, got {max_bad}")

@@ -5,34 +5,35 @@ shuffled order: shards sorted by class would hurt every reader that streams them
 """
 
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from srdd.errors import UserError
+from srdd_platform.data.pixels import Pixels, read_image, stored_side
+from srdd_platform.data.tree import images_below, subfolders
 
 SPLITS = ("train", "val")
-EXTENSIONS = frozenset(
-    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
-SPLIT_DRAWS, ORDER_DRAWS, EPOCH_DRAWS = 1, 2, 3  # so that no two shuffles share their draws
+SPLIT_DRAWS, ORDER_DRAWS, EPOCH_DRAWS = 1, 2, 3  # so that no two uses share their draws
+AUGMENT_DRAWS, VIEW_DRAWS = 4, 5
 
 logger = logging.getLogger(__name__)
 
-Pixels = npt.NDArray[np.uint8]  # [R, R, 3]
 
+class Reader(Protocol):
+    """Reads one image of a source; see :func:`srdd_platform.data.pixels.fit` for ``keep``."""
 
-class BadImageError(Exception):
-    """An image that cannot be used; the text says why and holds no path."""
+    def __call__(self, origin: str, resolution: int, keep: float = 1.0) -> Pixels:
+        """Return uint8 [R, R, 3], or raise BadImageError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +62,20 @@ class Source:
     classes: tuple[str, ...]
     entries: dict[str, tuple[Entry, ...]]  # split -> images, in sorted order
     listing: str  # hash of names and sizes: another value means other files
-    read: Callable[[str, int], Pixels]  # (origin, resolution) -> uint8 [R, R, 3]
+    read: Reader
+    rule: str = ""  # how images, classes and split were chosen, where a recipe chose them
+    unconditional: bool = False  # trained without labels
 
     def __len__(self) -> int:
         return sum(len(entries) for entries in self.entries.values())
 
-    def items(self, *, seed: int, resolution: int) -> Iterator[Item]:
+    def items(self, *, seed: int, resolution: int, keep: float = 1.0) -> Iterator[Item]:
         """Yield all images of train, then of val, each split in its own shuffled order."""
         for number, split in enumerate(SPLITS):
             entries = self.entries[split]
             for i in permutation(len(entries), seed, ORDER_DRAWS, number):
                 entry = entries[i]
-                load = partial(self.read, entry.origin, resolution)
+                load = partial(self.read, entry.origin, resolution, keep)
                 yield Item(split, entry.label, entry.origin, load)
 
 
@@ -111,10 +114,11 @@ def digits(*, seed: int, val_fraction: float) -> Source:
     images = np.round(bunch.images * 255 / 16).astype(np.uint8)  # [1797, 8, 8]
     labels = [int(label) for label in bunch.target]
 
-    def read(origin: str, resolution: int) -> Pixels:
+    def read(origin: str, resolution: int, keep: float = 1.0) -> Pixels:
         image = Image.fromarray(images[int(origin.rpartition("/")[2])])
-        if resolution != image.width:
-            image = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+        side = stored_side(resolution, keep)
+        if side != image.width:
+            image = image.resize((side, side), Image.Resampling.BICUBIC)
         return np.asarray(image.convert("RGB"))
 
     return Source(
@@ -138,7 +142,7 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
         wrong = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {wrong}: give the folder that holds the class folders")
     roots = _split_roots(path)
-    classes = tuple(entry.name for entry in _folders(path / roots["train"]))
+    classes = tuple(subfolders(path / roots["train"]))
     if not classes:
         raise UserError(f"{path / roots['train']} has no class folders: put each class's images "
                         "into a folder of its own (one folder, if there is one class)")  # fmt: skip
@@ -146,13 +150,13 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
     listing = hashlib.sha256()
     entries: dict[str, list[Entry]] = {}
     for split, root in roots.items():
-        names = [entry.name for entry in _folders(path / root)]
+        names = subfolders(path / root)
         if unknown := sorted(set(names) - set(classes)):
             raise UserError(f"{path / root} has class {unknown[0]!r}, which train has not: rename "
                             "or remove it")  # fmt: skip
         entries[split] = []
         for name in names:
-            images = list(_images(path / root / name, f"{root}/{name}" if root else name, ()))
+            images = list(images_below(path / root / name, f"{root}/{name}" if root else name))
             if not images:
                 raise UserError(f"class folder {path / root / name} has no images: remove it or "
                                 "add some")  # fmt: skip
@@ -168,8 +172,17 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
         classes=classes,
         entries=split_entries,
         listing=listing.hexdigest()[:16],
-        read=lambda origin, resolution: read_image(path / origin, resolution),
+        read=tree_reader(path),
     )
+
+
+def tree_reader(root: Path) -> Reader:
+    """Reads image files by their place below ``root``."""
+
+    def read(origin: str, resolution: int, keep: float = 1.0) -> Pixels:
+        return read_image(root / origin, resolution, keep)
+
+    return read
 
 
 def stratified(labels: Sequence[int], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
@@ -192,54 +205,6 @@ def stratified(labels: Sequence[int], fraction: float, seed: int) -> npt.NDArray
     return chosen_n
 
 
-def read_image(path: Path, resolution: int) -> Pixels:
-    """Read an image file as upright RGB, its shorter side resized to R, centre-cropped.
-
-    Returns uint8 [R, R, 3].
-
-    Raises:
-        BadImageError: the file cannot be read as an image.
-    """
-    try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            return np.asarray(fit(to_rgb(ImageOps.exif_transpose(image)), resolution))
-    except UnidentifiedImageError:
-        raise BadImageError("not an image of a known format") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises nearly anything on a damaged file
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadImageError(text or type(error).__name__) from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB: 16-bit grey is scaled to 8, transparency is laid on white."""
-    if image.mode == "F":
-        raise BadImageError("floating-point pixels: save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit grey
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """The centre square of an image, resized (Lanczos, antialiased) to R x R.
-
-    The square is cut while resizing, so a long thin image needs no more memory than a square one.
-    """
-    width, height = image.size
-    side = min(width, height)
-    if side == resolution:  # whole pixels: nothing is interpolated
-        left, top = (width - side) // 2, (height - side) // 2
-        return image.crop((left, top, left + side, top + side))
-    left_f, top_f = (width - side) / 2, (height - side) / 2
-    box = (left_f, top_f, left_f + side, top_f + side)
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
-
-
 def _split(entries: list[Entry], fraction: float, seed: int) -> dict[str, tuple[Entry, ...]]:
     chosen_n = stratified([entry.label for entry in entries], fraction, seed)
     pairs = list(zip(entries, chosen_n, strict=True))
@@ -251,34 +216,10 @@ def _split(entries: list[Entry], fraction: float, seed: int) -> dict[str, tuple[
 
 def _split_roots(path: Path) -> dict[Literal["train", "val"], str]:
     """Folders of the splits, relative to ``path``; "" where the classes lie in ``path`` itself."""
-    names = [entry.name for entry in _folders(path)]
+    names = subfolders(path)
     held_out = [name for name in ("val", "test") if name in names]
-    if "train" not in names or not _folders(path / "train") or not (held_out or len(names) == 1):
+    if "train" not in names or not subfolders(path / "train") or not (held_out or len(names) == 1):
         return {"train": ""}
     if len(held_out) == 2:
         logger.warning("%s has val and test: val is used, test is left out", path)
     return {"train": "train", "val": held_out[0]} if held_out else {"train": "train"}
-
-
-def _folders(path: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(path) as found:
-        visible = [entry for entry in found if not entry.name.startswith(".") and entry.is_dir()]
-    return sorted(visible, key=lambda entry: entry.name)
-
-
-def _images(path: Path, origin: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Yield (origin, size in bytes) of the images in and below a class folder, in sorted order."""
-    real = os.path.realpath(path)
-    if real in above:  # a link to a folder above it
-        return
-    with os.scandir(path) as found:
-        visible = [entry for entry in found if not entry.name.startswith(".")]
-    for entry in sorted(visible, key=lambda entry: entry.name):
-        place = f"{origin}/{entry.name}"
-        if entry.is_dir():
-            yield from _images(path / entry.name, place, (*above, real))
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            try:
-                yield place, entry.stat().st_size
-            except OSError:  # a broken link: reading it will name and skip it
-                yield place, -1

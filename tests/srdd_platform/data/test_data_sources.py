@@ -7,14 +7,12 @@ import pytest
 from PIL import Image
 
 from srdd.errors import UserError
+from srdd_platform.data.pixels import BadImageError, fit, read_image
 from srdd_platform.data.sources import (
-    BadImageError,
     digits,
-    fit,
     folder,
     open_source,
     permutation,
-    read_image,
     stratified,
 )
 

@@ -1,0 +1,90 @@
+"""How training images vary: a random crop and flip, keyed by seed, draw and sample.
+
+VAR resizes the shorter side to 1.125 R and cuts R x R at random; so do shards that were prepared
+with ``keep=1.125``. A draw is an epoch, or the number of a view. What is drawn depends on
+(seed, draw, sample) alone: never on batch, rank or worker.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from srdd.errors import UserError
+from srdd_platform.data.dataset import GlobalBatchSampler, Sample, ShardDataset, steps_per_epoch
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.pixels import Cut, Pixels
+from srdd_platform.data.sources import AUGMENT_DRAWS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """What is varied."""
+
+    crop: bool = True  # R x R anywhere in the stored image; else its centre
+    flip: bool = False  # left and right, half of the time
+    seed: int = 0
+
+    def check(self, manifest: Manifest) -> None:
+        """Refuse a crop where nothing is stored to crop.
+
+        Raises:
+            UserError: the images are stored at the size they are read at.
+        """
+        if self.crop and manifest.stored_side == manifest.resolution:
+            raise UserError(f"random crops need more than the {manifest.resolution} px that are "
+                            "stored: prepare the data with --keep 1.125")  # fmt: skip
+
+    def cut(self, draw: int, sample: int) -> Cut:
+        """The cut of one sample in one draw. Crop and flip do not depend on each other."""
+        key = np.array([self.seed, (AUGMENT_DRAWS << 32) + draw], dtype=np.uint64)
+        counter = np.array([0, sample, 0, 0], dtype=np.uint64)
+        raw = [int(x) for x in np.random.Philox(key=key, counter=counter).random_raw(3)]
+
+        def apply(pixels: Pixels, resolution: int) -> Pixels:
+            spare = [side - resolution for side in pixels.shape[:2]]
+            top, left = (
+                x % (more + 1) if self.crop else round(more / 2)
+                for x, more in zip(raw, spare, strict=False)
+            )
+            part = pixels[top : top + resolution, left : left + resolution]
+            return np.ascontiguousarray(part[:, ::-1]) if self.flip and raw[2] & 1 else part
+
+        return apply
+
+
+class AugmentedDataset(Dataset[Sample]):
+    """A split whose samples vary by epoch: a map from (epoch, index) to sample."""
+
+    def __init__(self, dataset: ShardDataset, augmentation: Augmentation) -> None:
+        """Wrap a split.
+
+        Raises:
+            UserError: crops are asked for, and nothing is stored to crop.
+        """
+        augmentation.check(dataset.manifest)
+        self.dataset, self.augmentation = dataset, augmentation
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        return self.dataset.sample(index, self.augmentation.cut(epoch, index))
+
+
+class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
+    """The batches of a GlobalBatchSampler as (epoch, index), for an AugmentedDataset."""
+
+    def __init__(self, sampler: GlobalBatchSampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        s = self.sampler
+        steps = steps_per_epoch(s.n, s.batch, drop_last=s.drop_last, world=s.world)
+        for step, rows in enumerate(s, start=s.first_step):
+            yield [(step // steps, row) for row in rows]

@@ -1,0 +1,73 @@
+"""The data commands: recipes, and options that do not go together."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from srdd_platform import cli
+from srdd_platform.data import Manifest
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """CIFAR-10's classes, one image each in train and test."""
+    for part in ("train", "test"):
+        for name in "abcdefghij":
+            (tmp_path / "tree" / part / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(tmp_path / "tree" / part / name / "0.jpg")
+    return tmp_path / "tree"
+
+
+def srdd(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["srdd", "data", "prepare", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_a_recipe_has_its_own_size(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--recipe", "cifar10", "--path", tree, "--out", tmp_path / "out"]
+    assert srdd(monkeypatch, *line) == 2
+    printed = capsys.readouterr()
+    assert "expects 10 classes, 50,000 training and 10,000 held-out images" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert srdd(monkeypatch, *line, "--allow-counts", "--keep", "1.125") == 0
+    printed = capsys.readouterr()
+    assert "10 classes, train 10, val 10 images" in printed.out
+    assert "not the published set" in printed.out
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.settings.source, manifest.resolution, manifest.stored_side) == (
+        "cifar10", 32, 36,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give either --source or --recipe"),
+        (["--source", "folder", "--recipe", "ffhq"], "give either --source or --recipe"),
+        (["--source", "digits"], "source digits has no size of its own: give --resolution"),
+        (["--recipe", "ffhq"], "recipe ffhq needs a path"),
+        (["--recipe", "ffhq", "--path", "x", "--keep", "9"], "keep lies between 1 and 4, got 9"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert srdd(monkeypatch, "--out", "out", *options) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
