@@ -6,6 +6,7 @@ None is on by default: int8 is not exact, and the other two must warm up first.
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -66,10 +67,13 @@ def int8_linears(pipeline: Pipeline) -> Pipeline:
     Embedding, AdaLN and head stay as they are. Not exact: see docs/performance.md for the error.
 
     Raises:
-        UserError: the processor has no 8-bit dot product (VNNI), without which this is slow.
+        UserError: the model is not on a CPU, or the processor has no 8-bit dot product (VNNI),
+            without which this is slow.
     """
     device = pipeline.transformer.pos_embed.device
-    if device.type == "cpu" and not torch.cpu._is_vnni_supported():
+    if device.type != "cpu":
+        raise UserError(f"int8 runs on a CPU, the model is on {device}: use bfloat16 there")
+    if not torch.cpu._is_vnni_supported():
         raise UserError("int8 needs a processor with AVX512-VNNI: leave it off on this one")
     model = copy.deepcopy(pipeline.transformer)
     for block in model.layers:
@@ -157,16 +161,17 @@ class GraphedSampler:
         self.pipeline, self.config, self.batch = pipeline, config, batch
         self._labels_B = torch.zeros(batch, dtype=torch.int64, device=device)
         self._seeds_B = torch.zeros(batch, dtype=torch.int64, device=device)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP_CALLS):
-                self._run()
-        torch.cuda.current_stream(device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._state, self._pixels = self._run()
-        torch.cuda.synchronize(device)
+        with torch.cuda.device(device):  # a capture takes place on the current one
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP_CALLS):
+                    self._run()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph, stream=stream):
+                self._state, self._pixels = self._run()
+            torch.cuda.synchronize()
         self.warm_up_s = time.perf_counter() - began
 
     def _run(self) -> tuple[SampleState, Tensor]:
@@ -188,7 +193,7 @@ class GraphedSampler:
         self._labels_B[:count].copy_(labels_B)
         self._seeds_B[:count].copy_(seeds_B)
         self._graph.replay()
-        check_finite(self._state)
+        check_finite(replace(self._state, fault_B=self._state.fault_B[:count]))
         whole = result_of(self.pipeline, self._state, self._pixels)
         parts = (whole.images, whole.codes_BL, whole.nfe, whole.gflops)
         return SampleResult(*(part[:count].clone() for part in parts))  # a replay overwrites them

@@ -146,7 +146,10 @@ def choose_backend(mask: Mask, length: int, like: Tensor) -> Backend:
     long sequences.
     """
     if like.is_cuda:
-        if mask == "markov" and like.dtype in (torch.float16, torch.bfloat16):
+        half = like.dtype in (torch.float16, torch.bfloat16)
+        head = like.shape[-1]
+        new = torch.cuda.get_device_capability(like.device) >= (8, 0)
+        if mask == "markov" and half and new and head % 8 == 0 and head <= 256:
             return "varlen"
         if mask != "markov_local" and length >= _FLEX_LENGTH:
             return "flex"
@@ -199,8 +202,9 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, schedule: ScaleSchedule, scale: flo
     from torch.nn.attention.varlen import varlen_attn
 
     batch, length = q.shape[0], q.shape[2]
-    starts_S = torch.tensor([begin for begin, _ in schedule.spans], device=q.device)
-    starts = (torch.arange(batch, device=q.device)[:, None] * length + starts_S).flatten()
+    # Made on the device: a copy from the host would wait for it, in every layer.
+    images_B1 = torch.arange(batch, device=q.device)[:, None] * length
+    starts = torch.cat([images_B1 + begin for begin, _ in schedule.spans], dim=1).flatten()
     cu_seq = F.pad(starts, (0, 1), value=batch * length).to(torch.int32)
     longest = schedule.side**2
     packed = [part.transpose(1, 2).flatten(0, 1) for part in (q, k, v)]  # [B * L, H, hd]

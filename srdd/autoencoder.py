@@ -6,6 +6,7 @@ allows it, as the published weights assume, and fewer for small models.
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,47 +90,45 @@ class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self._phases: tuple[Tensor, int, Tensor] | None = None  # of these weights, their version
+        self.register_buffer("phases", None, persistent=False)  # of weights that stay
 
-    def phases(self) -> tuple[Tensor, Tensor]:
-        """Weight [4C, C, 2, 2] and bias [4C] of the four phases; the weight is kept.
+    phases: Tensor | None
 
-        It is made anew when the weights change. Those it was made of are held: an address that
-        was let go could be the new weights' own.
-        """
-        weight, bias = self.conv.weight, self.conv.bias
-        assert bias is not None
-        version = 0 if weight.is_inference() else weight._version
-        if self._phases is None or not _same(self._phases[0], weight) or self._phases[1] != version:
-            kernel = _in_layout_of(_halves(_halves(weight, 3), 2), weight)
-            self._phases = (weight.detach(), version, kernel)
-        return self._phases[2], bias.repeat(4)
+    def prepare(self) -> None:
+        """Compute the phases' kernel, for inference: the weights must not change from here on."""
+        self.phases = _in_layout_of(
+            _halves(_halves(self.conv.weight.detach(), 3), 2), self.conv.weight
+        )
+
+    def train(self, mode: bool = True) -> "Upsample":
+        """Training changes the weights: it drops the phases' kernel."""
+        if mode:
+            self.phases = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        self.phases = None
+        super()._load_from_state_dict(*given)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C, 2h, 2w].
 
-        Without gradients by phases: after nearest doubling, each of the four output pixels of an
-        input pixel sees a 2x2 neighbourhood of the input, so one 2x2 convolution with four times
-        the channels does 4/9 of the multiplications. The same up to rounding.
+        Prepared and without gradients by phases: after nearest doubling, each of the four output
+        pixels of an input pixel sees a 2x2 neighbourhood of the input, so one 2x2 convolution with
+        four times the channels does 4/9 of the multiplications. The same up to rounding.
         """
-        if torch.is_grad_enabled():
+        bias = self.conv.bias
+        if self.phases is None or bias is None or torch.is_grad_enabled():
             out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
             return out
         batch, channels, height, width = x.shape
-        fours = F.conv2d(x, *self.phases(), padding=1)
+        fours = F.conv2d(x, self.phases, bias.repeat(4), padding=1)
         phases = fours.permute(0, 2, 3, 1).unflatten(3, (2, 2, channels))
         out = x.new_empty(batch, height, 2, width, 2, channels)
         for i in (0, 1):
             for j in (0, 1):
                 out[:, :, i, :, j].copy_(phases[:, i : i + height, j : j + width, i, j])
         return out.view(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same memory."""
-    if a.is_meta != b.is_meta or a.dtype != b.dtype:
-        return False
-    return a.is_meta or a.data_ptr() == b.data_ptr()
 
 
 def _halves(weight: Tensor, dim: int) -> Tensor:
@@ -241,6 +240,13 @@ class Decoder(nn.Module):
         return out
 
 
+def prepare_upsampling(decoder: Decoder) -> None:
+    """Let a decoder whose weights stay upsample by phases."""
+    for module in decoder.modules():
+        if isinstance(module, Upsample):
+            module.prepare()
+
+
 def decode_chunk(resolution: int, batch: int, device: torch.device) -> int:
     """Images decoded at once, which bounds the decoder's activations.
 
@@ -249,7 +255,7 @@ def decode_chunk(resolution: int, batch: int, device: torch.device) -> int:
     """
     if device.type == "cpu":
         return max(1, min(8, 2 * (128 // resolution) ** 2))
-    return min(batch, 16 * max(1, (256 // resolution) ** 2))
+    return min(batch, max(1, 16 * 256**2 // resolution**2))
 
 
 def in_chunks(function: nn.Module, x: Tensor, size: int) -> Tensor:

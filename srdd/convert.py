@@ -117,7 +117,7 @@ def build_pipeline(
         vae_config = infer_tokenizer(tokenizer.mapped, sides)
         vae = _load(Tokenizer, vae_config, tokenizer.mapped, {})
     frozen = {
-        name: tensor
+        name: tensor.clone()  # the transformer's own copy
         for name, tensor in tokenizer.mapped.tensors.items()
         if name.startswith("quantizer.")
     }

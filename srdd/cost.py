@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from srdd.autoencoder import Decoder
+from srdd.autoencoder import Decoder, prepare_upsampling
 from srdd.config import TokenizerConfig, TransformerConfig
 
 
@@ -52,5 +52,7 @@ def decoder_flops(config: TokenizerConfig) -> int:
     with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
         latent = torch.empty(1, config.z_channels, side, side)
         torch.nn.Conv2d(config.z_channels, config.z_channels, 3, padding=1)(latent)
-        Decoder(config)(latent)
+        decoder = Decoder(config)
+        prepare_upsampling(decoder)
+        decoder(latent)
     return int(counter.get_total_flops())

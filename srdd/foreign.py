@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
 
 
+def _mappable(path: Path, head: bytes) -> bool:
+    """Whether tensors can be mapped: not in PyTorch's older format, nor where they are packed."""
+    if not head.startswith(_ZIP):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
+
+
 def _unpickle(path: Path, head: bytes) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
             warnings.simplefilter("ignore")
-            mapped = head.startswith(_ZIP)  # PyTorch's older format cannot be mapped
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=_mappable(path, head)
+            )
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged pickle may end in any of them

@@ -49,6 +49,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if (
         not _ONEDNN
         or not single
+        or x.dim() < 2
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
     ):
@@ -66,7 +67,10 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """:func:`_multiply` with its three gradients, each a product of the same library."""
+    """:func:`_multiply` with its three gradients, each a product of the same library.
+
+    Once differentiable, and not for ``torch.func``.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -34,7 +34,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         check_match(self.tokenizer, self.transformer)
-        self.tokenizer.channels_last()
+        self.tokenizer.prepare()
         if len(self.class_names) != self.transformer.config.num_classes:
             raise UserError(
                 f"{len(self.class_names)} class names for "
@@ -44,7 +44,8 @@ class Pipeline:
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move to a device, transformer and decoder to a dtype; returns self.
 
-        Linear head, codebook and the sums of the map stay in float32, and so does the encoder.
+        Linear head, codebook and the sums of the map stay in float32, and so does the encoder;
+        on CUDA torch may take TF32 for float32 convolutions (``torch.backends.cudnn``).
         """
         self.tokenizer.to(device)
         self.transformer.to(device)
@@ -99,7 +100,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """
     config = read_config(directory, "tokenizer", TokenizerConfig)
     tokenizer = load_weights(build_empty(Tokenizer, config), directory)
-    return tokenizer.channels_last().eval().requires_grad_(False)
+    return tokenizer.eval().prepare().requires_grad_(False)
 
 
 def save_pipeline(pipeline: Pipeline, directory: Path) -> None:

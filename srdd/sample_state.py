@@ -27,7 +27,7 @@ class SampleState:
     scale: int  # scales done
     nfe_B: Tensor  # int64 on the CPU, network evaluations; guidance's second half counts
     flops_B: Tensor  # int64 on the CPU
-    fault: Tensor  # int64, names the first evaluation that was not finite; 0: none
+    fault_B: Tensor  # int64, names the first evaluation that was not finite; 0: none
 
     def __len__(self) -> int:
         return len(self.seeds_B)
@@ -65,6 +65,7 @@ def select(state: SampleState, rows: Tensor) -> SampleState:
         cache=state.cache.select(rows) if state.cache is not None else None,
         nfe_B=state.nfe_B[counted],
         flops_B=state.flops_B[counted],
+        fault_B=state.fault_B[rows],
     )
 
 
@@ -88,7 +89,7 @@ def join(states: Sequence[SampleState]) -> SampleState:
         scale=states[0].scale,
         nfe_B=torch.cat([s.nfe_B for s in states]),
         flops_B=torch.cat([s.flops_B for s in states]),
-        fault=torch.stack([s.fault for s in states]).amax(),
+        fault_B=torch.cat([s.fault_B for s in states]),
     )
 
 

@@ -88,7 +88,7 @@ def start(
         scale=0,
         nfe_B=torch.zeros(batch, dtype=torch.int64, device="cpu"),
         flops_B=torch.full((batch,), halves * conditioning_flops(model.config), device="cpu"),
-        fault=torch.zeros((), dtype=torch.int64, device=device),
+        fault_B=torch.zeros(batch, dtype=torch.int64, device=device),
     )
 
 
@@ -152,27 +152,27 @@ def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> Sa
     side, parent = schedule.patch_nums[scale], schedule.parent_index[scale]
     begin_l, end_l = schedule.spans[scale]
     feedback = "none" if scale == 0 else config.feedback  # scale 1 has no map as input
-    nfe_B, flops_B, fault = state.nfe_B.clone(), state.flops_B.clone(), state.fault
+    nfe_B, flops_B, fault_B = state.nfe_B.clone(), state.flops_B.clone(), state.fault_B
 
     def tokens(f_hat: Tensor) -> Tensor:
         return quantizer.to_scale(f_hat, side).flatten(2).transpose(1, 2)
 
-    def blame(likely_Bl: Tensor, step: int) -> Tensor:
+    def blame(fault_b: Tensor, likely_Bl: Tensor, step: int) -> Tensor:
         number = side * _STEPS + step + 1
-        bad = likely_Bl.isnan().any() & (fault == 0)
-        return torch.where(bad, number, fault)
+        return torch.where(likely_Bl.isnan().any(1) & (fault_b == 0), number, fault_b)
 
     first = None if scale == 0 else tokens(state.f_hat)
     h_BlW, nfe, flops = _evaluate(pipeline, state, first, config, write=True)
     nfe_B += nfe
     flops_B += flops
-    law = CodeLaw(h_BlW, model.head, keep=config.refine_steps > 0 and feedback == "none")
+    passes = config.active()["refine_steps"]
+    law = CodeLaw(h_BlW, model.head, keep=passes > 0 and feedback == "none")
     codes_Bl, likely_Bl = law.draw(state.uniforms_BL[:, begin_l:end_l], config)
-    fault = blame(likely_Bl, 0)
+    fault_B = blame(fault_B, likely_Bl, 0)
 
     rows_b = torch.arange(len(state), device=codes_Bl.device)  # images still refined
     active, shown_Bl = state, codes_Bl
-    for step in range(1, config.refine_steps + 1):
+    for step in range(1, passes + 1):
         redraw = candidates(likely_Bl, config)
         some = redraw.any(1)
         if not some.all():  # the others have nothing left to redraw: they stop here
@@ -194,7 +194,7 @@ def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> Sa
         uniforms = uniform(active.seeds_B[:, None], _DRAW, parent, step, places_l)
         shown_Bl, likely_Bl = law.draw(uniforms, config, shown_Bl, redraw)
         codes_Bl[rows_b] = shown_Bl
-        fault = blame(likely_Bl, step)
+        fault_B = fault_B.index_copy(0, rows_b, blame(fault_B[rows_b], likely_Bl, step))
 
     increment = quantizer.increment(quantizer.grid(codes_Bl, side), side)
     state = replace(
@@ -204,9 +204,9 @@ def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> Sa
         scale=scale + 1,
         nfe_B=nfe_B,
         flops_B=flops_B + increment_flops(model.config),
-        fault=fault,
+        fault_B=fault_B,
     )
-    if fault.is_cpu:
+    if fault_B.is_cpu:
         check_finite(state)
     return state
 
@@ -217,8 +217,9 @@ def check_finite(state: SampleState) -> None:
     Raises:
         FloatingPointError: the scale and, in a refinement, the pass are named.
     """
-    if number := int(state.fault):
-        side, step = divmod(number - 1, _STEPS)
+    faults = state.fault_B[state.fault_B > 0]
+    if len(faults):
+        side, step = divmod(int(faults.min()) - 1, _STEPS)
         where = f", refinement pass {step}" if step else ""
         raise FloatingPointError(f"non-finite logits at scale {side}x{side}{where}")
 

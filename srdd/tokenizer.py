@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from srdd.autoencoder import Decoder, Encoder, decode_chunk, in_chunks
+from srdd.autoencoder import Decoder, Encoder, decode_chunk, in_chunks, prepare_upsampling
 from srdd.config import TokenizerConfig
 from srdd.errors import UserError
 from srdd.quantize import MultiScaleQuantizer, Quantized
@@ -34,10 +34,14 @@ class Tokenizer(nn.Module):
         """The scales of the codes."""
         return self.quantizer.schedule
 
-    def channels_last(self) -> "Tokenizer":
-        """Lay the weights out for inference: convolutions run faster so; returns self."""
+    def prepare(self) -> "Tokenizer":
+        """Lay the weights out for inference, where they stay as they are; returns self.
+
+        Convolutions run faster in channels-last memory, and upsampling by phases.
+        """
         for part in (self.encoder, self.decoder):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prepare_upsampling(self.decoder)
         return self
 
     def latent(self, images: Tensor) -> Tensor:

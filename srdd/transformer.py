@@ -261,12 +261,8 @@ class ScaleTransformer(nn.Module):
             with torch.no_grad():
                 tokens_BlC = self.quantizer.teacher_input(codes_BL)
         conditioning = self.conditioning(labels_B)
-        level_LW = torch.repeat_interleave(
-            self.level_embed.weight,
-            torch.tensor([e - b for b, e in self.schedule.spans], device=codes_BL.device),
-            dim=0,
-            output_size=self.schedule.length,
-        )
+        levels = zip(self.level_embed.weight, self.schedule.spans, strict=True)
+        level_LW = torch.cat([level_W.expand(end - begin, -1) for level_W, (begin, end) in levels])
         start = conditioning.start_BW[:, None] + self.pos_start
         x_BLW = torch.cat((start, self.word_embed(tokens_BlC.to(start.dtype))), dim=1)
         x_BLW = x_BLW + (self.pos_embed + level_LW)

@@ -152,7 +152,7 @@ def _checked(path: Path, names: Any) -> list[str]:
 
 
 def export_to(command: "Export", console: Console) -> None:
-    """Write a pipeline as VAR's two files, both or none, and say how VAR's code loads them.
+    """Write a pipeline as VAR's two files, each whole, and say how VAR's code loads them.
 
     Raises:
         UserError: the model is no pipeline, or an output's name will not do.

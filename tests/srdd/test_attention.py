@@ -1,6 +1,7 @@
 """Every way of attending to all scales at once, against softmax under a dense bias."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,16 +98,29 @@ def test_a_mask_that_a_backend_cannot_express_is_refused(backend: Backend, mask:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [30, 680, 5000])
 def test_the_choice_never_falls_on_a_backend_that_cannot(
-    mask: Mask, device: str, dtype: torch.dtype, length: int
+    mask: Mask, device: str, dtype: torch.dtype, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Like:
-        is_cuda = device == "cuda"
-
-    like: Any = Like()
-    like.dtype = dtype
-    chosen = choose_backend(mask, length, like)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    chosen = choose_backend(mask, length, _like(device, dtype, 64))
     assert (chosen, mask) not in INEXPRESSIBLE
     assert device == "cuda" or chosen == "scales"  # the one with gradients there
+
+
+@pytest.mark.parametrize(
+    ("capability", "head", "expected"),
+    [((9, 0), 64, "varlen"), ((8, 0), 256, "varlen"), ((7, 5), 64, "scales"),
+     ((9, 0), 20, "scales"), ((9, 0), 264, "scales")],
+)  # fmt: skip
+def test_varlen_is_chosen_only_where_its_kernel_runs(
+    capability: tuple[int, int], head: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert choose_backend("markov", 680, _like("cuda", torch.float16, head)) == expected
+
+
+def _like(device: str, dtype: torch.dtype, head: int) -> Any:
+    """What the choice looks at of a tensor."""
+    return SimpleNamespace(is_cuda=device == "cuda", dtype=dtype, shape=(1, 2, 3, head), device=0)
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -25,39 +25,33 @@ def test_upsampling_by_phases_is_nearest_then_the_convolution(
     expected = F.conv2d(doubled, layer.conv.weight, layer.conv.bias, padding=1)
     assert layer.conv.bias.abs().min() > 0
     torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=1e-6)
+    layer.prepare()
     with torch.no_grad():
         found = layer(x)
     assert found.shape == (3, channels, 2 * size[0], 2 * size[1])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def _in_place(layer: Upsample) -> None:
+def _trained(layer: Upsample) -> None:
+    layer.train()
     layer.conv.weight.mul_(2)
-
-
-def _bias_alone(layer: Upsample) -> None:
-    layer.conv.bias.add_(1)
 
 
 def _loaded(layer: Upsample) -> None:
     layer.load_state_dict(Upsample(64).state_dict())
 
 
-def _replaced(layer: Upsample) -> None:
-    layer.conv.weight = nn.Parameter(torch.randn(64, 64, 3, 3))
+def _bias_alone(layer: Upsample) -> None:
+    layer.conv.bias.add_(1)
 
 
-def _moved_twice(layer: Upsample) -> None:
-    for _ in range(2):  # the second time to the address that the first one let go
-        layer.conv.weight.data = layer.conv.weight.data * 2
-
-
-@pytest.mark.parametrize("change", [_in_place, _bias_alone, _loaded, _replaced, _moved_twice])
-def test_upsampling_follows_every_change_of_the_weights(
+@pytest.mark.parametrize("change", [_trained, _loaded, _bias_alone])
+def test_a_prepared_layer_follows_training_and_loading(
     change: Callable[[Upsample], None],
 ) -> None:
-    layer, x = Upsample(64), torch.randn(2, 64, 3, 3)
+    layer, x = Upsample(64).eval(), torch.randn(2, 64, 3, 3)
     with torch.no_grad():
+        layer.prepare()
         before = layer(x)
         change(layer)
         found = layer(x)
@@ -65,6 +59,16 @@ def test_upsampling_follows_every_change_of_the_weights(
     torch.testing.assert_close(found, layer(x).detach(), atol=1e-4, rtol=1e-5)
     assert torch.equal(again, found)
     assert not torch.equal(found, before)
+
+
+def test_preparing_is_no_state() -> None:
+    layer = Upsample(4)
+    names = list(layer.state_dict())
+    layer.prepare()
+    assert list(layer.state_dict()) == names
+    layer.to(torch.float64)
+    with torch.no_grad():
+        assert layer(torch.randn(1, 4, 3, 3, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_upsampling_with_gradients_is_trainable() -> None:

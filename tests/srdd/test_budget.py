@@ -143,3 +143,19 @@ def test_nothing_is_copied_from_the_host(meter: Meter) -> None:
     Reading a value back raises on meta tensors, so the loop of the fixture does not.
     """
     assert meter.from_host == 0
+
+
+def test_settings_that_refine_nothing_need_no_host() -> None:
+    """MR at a threshold of 0 has no candidates: the loop must not even look."""
+    names = tuple(map(str, range(10)))
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("srdd.pipeline.check_match", lambda *_: None)
+        shared = {"patch_nums": (1, 2), "vocab_size": 16, "z_channels": 8}
+        tokenizer = Tokenizer(TokenizerConfig(resolution=4, ch=8, ch_mult=(1, 1), **shared))
+        config = TransformerConfig(num_classes=10, depth=1, width=16, num_heads=2, **shared)
+        pipeline = Pipeline(tokenizer, ScaleTransformer(config).eval(), SamplerConfig(), names)
+        zeros = torch.zeros(2, dtype=torch.int64)
+        nothing = SamplerConfig(refine_steps=2, resample_threshold=0.0)
+        run_loop(pipeline, zeros, nothing, zeros)
+        with pytest.raises(RuntimeError):  # as a refinement would
+            run_loop(pipeline, zeros, SamplerConfig(refine_steps=2), zeros)
