@@ -103,12 +103,10 @@ def clear_gradients(weights: Iterable[nn.Parameter]) -> None:
     There fresh ones would be paged in anew at every step, which is a tenth of a large model's.
     """
     for weight in weights:
-        if not weight.is_cpu:
-            weight.grad = None
-        elif weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        else:
+        if weight.is_cpu and weight.grad is not None:
             weight.grad.zero_()
+        else:
+            weight.grad = None
 
 
 def save_state(
