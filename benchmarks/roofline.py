@@ -83,7 +83,7 @@ def sampling_work(
 def decoder_work(config: TokenizerConfig, batch: int, itemsize: int) -> list[Work]:
     """Our decoder's products for a batch, the whole of it at once, counted on the meta device."""
     with torch.device("meta"):
-        tokenizer = Tokenizer(config).eval()
+        tokenizer = Tokenizer(config).eval().prepare()
         side = config.patch_nums[-1]
         f_hat = torch.empty(batch, config.z_channels, side, side)
     counter = _Products(itemsize)
