@@ -22,6 +22,7 @@ from srdd.train.loop import Batch, Stateless, fit, split_batch
 from srdd.train.optim import build_optimizer, lr_at, set_rates, weight_decay_at
 from srdd.train.transformer import TransformerTask, arrange, scale_masses
 
+Same = Callable[[Any, Any], None]
 SIDES = (1, 2, 4)
 PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 TRANSFORMER = TransformerConfig(
@@ -72,23 +73,6 @@ def _run(optim: OptimConfig, **settings: Any) -> dict[int, Any]:
     return states
 
 
-def _assert_same(a: Any, b: Any) -> None:
-    """Equal bit for bit, through dicts and lists."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            _assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            _assert_same(x, y)
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
-
 EVERYTHING: dict[str, Any] = {
     "ema": 0.7, "accumulate": 3, "precision": "bfloat16", "recompute": True,
     "final_weight_decay": 0.2, "lr_schedule": "linear", "hold": 0.05, "warmup_start": 0.005,
@@ -98,7 +82,7 @@ LOSS: dict[str, Any] = {"refine_share": 0.5, "scale_weights": "lognorm"}
 
 
 @pytest.mark.parametrize("killed", [2, 6])
-def test_all_of_it_resumes_exactly(killed: int) -> None:
+def test_all_of_it_resumes_exactly(assert_same: Same, killed: int) -> None:
     optim = replace(OPTIM, **EVERYTHING)
     whole = _run(optim, loss=LOSS)
     torch.rand(7)
@@ -106,10 +90,10 @@ def test_all_of_it_resumes_exactly(killed: int) -> None:
     assert sorted(resumed) == [step for step in whole if step > killed]
     for step, state in resumed.items():
         assert state["ema"]
-        _assert_same(state, whole[step])
+        assert_same(state, whole[step])
 
 
-def test_an_extended_run_is_the_longer_run_at_its_last_rates() -> None:
+def test_an_extended_run_is_the_longer_run_at_its_last_rates(assert_same: Same) -> None:
     optim = replace(OPTIM, **EVERYTHING)
     rates: dict[int, float] = {}
 
@@ -118,10 +102,10 @@ def test_an_extended_run_is_the_longer_run_at_its_last_rates() -> None:
 
     first = _run(optim, on_log=log, log_every=1)
     longer = _run(optim, extend_to=12)
-    _assert_same(longer[8], first[8])
+    assert_same(longer[8], first[8])
     resumed = _run(optim, extend_to=12, resume=first[8], on_log=log, log_every=1)
     assert sorted(resumed) == [10, 12]
-    _assert_same(resumed[12], longer[12])
+    assert_same(resumed[12], longer[12])
     assert [rates[step] for step in range(8, 13)] == [pytest.approx(0.006 * 0.05)] * 5
     decayed = resumed[12]["optimizer"]["param_groups"][0]
     assert decayed["weight_decay"] == pytest.approx(0.2)
@@ -180,7 +164,7 @@ def test_wrong_settings_are_named(field: str, value: Any) -> None:
         TransformerLossConfig(refine_share=1.5)
 
 
-def test_averages_in_closed_form() -> None:
+def test_averages_in_closed_form(assert_same: Same) -> None:
     """Three updates: s = d^3 w0 + (1 - d)(d^2 w1 + d w2 + w3); a frozen weight stays itself."""
     module = nn.Sequential(
         nn.Linear(3, 2), nn.Linear(2, 2).requires_grad_(False), nn.BatchNorm1d(2)
@@ -202,8 +186,8 @@ def test_averages_in_closed_form() -> None:
         assert torch.equal(module[1].weight, own["1.weight"])
         assert torch.equal(module[2].running_mean, own["2.running_mean"])
         inside = copy.deepcopy(module.state_dict())
-    _assert_same(dict(module.state_dict()), dict(own))
-    _assert_same(finished_weights({"module": own, "ema": ema.state_dict()}), dict(inside))
+    assert_same(dict(module.state_dict()), dict(own))
+    assert_same(finished_weights({"module": own, "ema": ema.state_dict()}), dict(inside))
 
 
 def test_averages_follow_codes_that_were_replaced() -> None:
@@ -428,7 +412,7 @@ def test_steps_that_are_not_finite_are_left_out_up_to_a_limit() -> None:
         fit(_FaultyTask(2), replace(OPTIM, nonfinite_steps=1), _batches())
 
 
-def test_validation_at_intervals_sees_the_averages() -> None:
+def test_validation_at_intervals_sees_the_averages(assert_same: Same) -> None:
     optim = replace(OPTIM, ema=0.9)
     logged: dict[int, dict[str, float]] = {}
     seen: list[Tensor] = []
@@ -453,7 +437,7 @@ def test_validation_at_intervals_sees_the_averages() -> None:
         assert torch.equal(task.model.head.weight, states[8]["ema"]["model.head.weight"])
     assert torch.equal(task.model.head.weight, states[8]["module"]["model.head.weight"])
     plain = _run(optim)
-    _assert_same(plain[8], states[8])
+    assert_same(plain[8], states[8])
 
 
 def test_the_uniform_loss_is_the_mean_over_all_codes() -> None:

@@ -25,6 +25,7 @@ from srdd.train.config import OptimConfig, TokenizerLossConfig
 from srdd.train.loop import ALONE, Batch, fit
 from srdd.train.tokenizer import TokenizerTask, to_float
 
+Same = Callable[[Any, Any], None]
 SIDES = (1, 2, 4)
 MODEL = TokenizerConfig(
     resolution=8, patch_nums=SIDES, vocab_size=32, z_channels=4, ch=8, ch_mult=(1, 2),
@@ -59,23 +60,6 @@ def _task(optim: OptimConfig = OPTIM, **loss: Any) -> TokenizerTask:
     return task
 
 
-def _same(a: Any, b: Any) -> None:
-    """Equal bit for bit, through dicts and lists."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            _same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            _same(x, y)
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
-
 class Worker:
     """One of two workers that add their tensors."""
 
@@ -104,7 +88,7 @@ def _slice(batch: Batch, rank: int) -> Batch:
     return Batch(part[0], part[1], part[2], batch.global_size)
 
 
-def test_without_further_losses_it_is_the_plain_loss_bit_for_bit() -> None:
+def test_without_further_losses_it_is_the_plain_loss_bit_for_bit(assert_same: Same) -> None:
     """Weights of zero change neither the loss nor a gradient."""
     task = _task()
     batch = next(_batches(4)(0))
@@ -119,7 +103,7 @@ def test_without_further_losses_it_is_the_plain_loss_bit_for_bit() -> None:
     expected.backward()
     assert torch.equal(loss, expected)
     for own, other in zip(task.tokenizer.parameters(), plain.parameters(), strict=True):
-        _same(own.grad, other.grad)
+        assert_same(own.grad, other.grad)
     assert not {"gan", "lpips", "entropy"} & metrics.keys()
     assert sorted(task.state_dict(ALONE)) == ["used_SV"]
 
@@ -325,7 +309,7 @@ def _run(resume: Any = None, optim: OptimConfig = OPTIM, **loss: Any) -> tuple[A
     return states, logs
 
 
-def test_a_killed_adversarial_run_resumes_exactly() -> None:
+def test_a_killed_adversarial_run_resumes_exactly(assert_same: Same) -> None:
     """Killed before the discriminator begins, at its first steps and after."""
     whole, logs = _run(**ALL)
     assert logs[10]["gan_d_loss"] > 0
@@ -336,8 +320,8 @@ def test_a_killed_adversarial_run_resumes_exactly() -> None:
     assert not torch.equal(first, last)
     for killed in (2, 4, 8):
         resumed, later = _run(copy.deepcopy(whole[killed]), **ALL)
-        _same(resumed, {step: state for step, state in whole.items() if step > killed})
-        _same(later, {step: m for step, m in logs.items() if step > killed})
+        assert_same(resumed, {step: state for step, state in whole.items() if step > killed})
+        assert_same(later, {step: m for step, m in logs.items() if step > killed})
 
 
 def _gan_step(task: TokenizerTask, parts: list[Batch], reduce: Any) -> dict[str, Any]:
@@ -362,14 +346,14 @@ def _assert_near(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert torch.equal(found["used_SV"], expected["used_SV"])
 
 
-def test_two_workers_train_the_discriminator_as_one_does() -> None:
+def test_two_workers_train_the_discriminator_as_one_does(assert_same: Same) -> None:
     """Shares of 4 and 3 of 7 samples."""
     settings = {**ALL, "restart_every": 0}
     tasks = [_task(**settings) for _ in range(3)]
     whole = next(_batches(7)(0))
     expected = _gan_step(tasks[0], [whole], ALONE)
     found = _together(lambda w: _gan_step(tasks[w.rank + 1], [_slice(whole, w.rank)], w))
-    _same(found[0], found[1])
+    assert_same(found[0], found[1])
     _assert_near(found[0], expected)
 
 
@@ -381,7 +365,7 @@ def test_parts_of_a_batch_train_the_discriminator_as_the_whole_does() -> None:
     _assert_near(_gan_step(_task(**settings), parts, ALONE), expected)
 
 
-def test_a_step_without_upkeep_leaves_nothing_behind() -> None:
+def test_a_step_without_upkeep_leaves_nothing_behind(assert_same: Same) -> None:
     """The loop leaves out a step that is not finite."""
     settings = {**ALL, "restart_every": 0}
     spoilt, clean = _task(**settings), _task(**settings)
@@ -389,7 +373,7 @@ def test_a_step_without_upkeep_leaves_nothing_behind() -> None:
     spoilt.module(next(batches), 4)
     spoilt.module.used_SV.zero_()
     batch = next(batches)
-    _same(_gan_step(spoilt, [batch], ALONE), _gan_step(clean, [batch], ALONE))
+    assert_same(_gan_step(spoilt, [batch], ALONE), _gan_step(clean, [batch], ALONE))
 
 
 def test_lpips_without_weights_is_refused() -> None:
@@ -417,14 +401,14 @@ def test_all_remedies_together_still_learn() -> None:
     assert logs[40]["l2"] < 0.7 * logs[1]["l2"]
 
 
-def test_half_precision_parts_and_averages_go_with_all_of_it() -> None:
+def test_half_precision_parts_and_averages_go_with_all_of_it(assert_same: Same) -> None:
     """Quantisation and the discriminator stay in float32: their state is as precise as ever."""
     optim = replace(OPTIM, precision="bfloat16", accumulate=2, ema=0.9)
     states, logs = _run(optim=optim, **ALL)
     assert all(math.isfinite(value) for value in logs[10].values())
     assert states[10]["task"]["entropy_mean_SV"].dtype == torch.float32
     resumed, _ = _run(copy.deepcopy(states[6]), optim=optim, **ALL)
-    _same(resumed[10], states[10])
+    assert_same(resumed[10], states[10])
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from srdd.train.optim import build_optimizer, lr_at
 from srdd.train.tokenizer import TokenizerTask, to_float
 from srdd.train.transformer import TransformerTask, init_weights, nll_per_scale
 
+Same = Callable[[Any, Any], None]
 MakePipeline = Callable[..., Pipeline]
 SIDES = (1, 2, 4)
 TOKENIZER = TokenizerConfig(
@@ -89,23 +90,6 @@ def _run(task: Task, inputs: Tensor, optim: OptimConfig = OPTIM, **settings: Any
     return states
 
 
-def _assert_same(a: Any, b: Any) -> None:
-    """Equal bit for bit, through dicts and lists."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            _assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            _assert_same(x, y)
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
-
 TASKS: list[Any] = [
     pytest.param(_tokenizer_task, _images, id="tokenizer"),
     pytest.param(_transformer_task, _codes, id="transformer"),
@@ -116,7 +100,7 @@ TASKS: list[Any] = [
 @pytest.mark.parametrize(("build", "data"), TASKS)
 @pytest.mark.parametrize("killed", [2, 6, 10])
 def test_a_killed_run_resumes_exactly(
-    build: Callable[[], Task], data: Callable[[], Tensor], killed: int
+    assert_same: Same, build: Callable[[], Task], data: Callable[[], Tensor], killed: int
 ) -> None:
     """For the tokenizer a restart of unused codes falls between the checkpoint and its window."""
     whole = _run(build(), data())
@@ -126,7 +110,7 @@ def test_a_killed_run_resumes_exactly(
     resumed = _run(build(), data(), resume=whole[killed])
     assert sorted(resumed) == [step for step in whole if step > killed]
     for step, state in resumed.items():
-        _assert_same(state, whole[step])
+        assert_same(state, whole[step])
     moved = [
         name
         for name, tensor in whole[12]["module"].items()
@@ -530,24 +514,24 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(
     assert saved == [1, 2]
 
 
-def test_the_transformer_takes_the_tokenizers_codebook_and_keeps_it() -> None:
+def test_the_transformer_takes_the_tokenizers_codebook_and_keeps_it(assert_same: Same) -> None:
     tokenizer = Tokenizer(TOKENIZER)
     task = TransformerTask(TRANSFORMER, TransformerLossConfig(), OPTIM, tokenizer)
     _run(task, _codes())
     own, frozen = tokenizer.quantizer.state_dict(), task.model.quantizer.state_dict()
-    _assert_same(dict(own), dict(frozen))
+    assert_same(dict(own), dict(frozen))
     with pytest.raises(UserError, match="vocab_size"):
         TransformerTask(
             replace(TRANSFORMER, vocab_size=65), TransformerLossConfig(), OPTIM, tokenizer
         )
 
 
-def test_a_task_is_built_from_its_seed_alone() -> None:
+def test_a_task_is_built_from_its_seed_alone(assert_same: Same) -> None:
     for build in (_tokenizer_task, _transformer_task, _classifier_task):
         torch.rand(3)
         first = build().module.state_dict()
         torch.rand(5)
-        _assert_same(dict(first), dict(build().module.state_dict()))
+        assert_same(dict(first), dict(build().module.state_dict()))
         other = build(replace(OPTIM, seed=6)).module.state_dict()
         assert any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
 
