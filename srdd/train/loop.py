@@ -100,7 +100,7 @@ class Stateless:
 def clear_gradients(weights: Iterable[nn.Parameter]) -> None:
     """Before a backward pass: gradients are dropped, and on CPU set to zero where they lie.
 
-    There fresh ones would be paged in anew at every step, which is a tenth of a large model's.
+    There fresh ones would be paged in anew at every step.
     """
     for weight in weights:
         if weight.is_cpu and weight.grad is not None:
