@@ -1,6 +1,6 @@
 """Named configurations, each with what it costs and reaches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
@@ -20,6 +20,13 @@ class Preset:
     init_gate: float  # see srdd.train.transformer.init_weights
     classifier_optim: OptimConfig
     checkpoint_every: int  # steps
+
+
+def var_size(config: TransformerConfig, depth: int) -> TransformerConfig:
+    """A transformer of VAR's rule (``models/__init__.py``): width 64 d, d heads, drop path."""
+    return replace(
+        config, depth=depth, width=64 * depth, num_heads=depth, drop_path=0.1 * depth / 24
+    )
 
 
 def digits() -> Preset:
@@ -44,7 +51,33 @@ def digits() -> Preset:
     )  # fmt: skip
 
 
-PRESETS = {"digits": digits}
+def cifar10() -> Preset:
+    """CIFAR-10 at 32 px, on an 8x8 latent."""
+    patch_nums = (1, 2, 3, 4, 6, 8)
+    return Preset(
+        tokenizer=TokenizerConfig(
+            resolution=32, patch_nums=patch_nums, vocab_size=512, z_channels=16,
+            ch=32, ch_mult=(1, 2, 2), num_res_blocks=1,
+        ),
+        tokenizer_loss=TokenizerLossConfig(),
+        tokenizer_optim=OptimConfig(steps=6000, lr=2e-3, weight_decay=0.0),
+        transformer=var_size(
+            TransformerConfig(
+                patch_nums=patch_nums, num_classes=10, vocab_size=512, z_channels=16,
+            ),
+            depth=5,
+        ),
+        transformer_loss=TransformerLossConfig(label_drop=0.1),
+        transformer_optim=OptimConfig(
+            steps=1700, lr=1.5e-3, weight_decay=0.05, ema=0.99, precision="bfloat16"
+        ),
+        init_gate=0.5,
+        classifier_optim=OptimConfig(steps=1000, lr=2e-3, weight_decay=0.01),
+        checkpoint_every=100,
+    )  # fmt: skip
+
+
+PRESETS = {"digits": digits, "cifar10": cifar10}
 
 
 def get_preset(name: str) -> Preset:
