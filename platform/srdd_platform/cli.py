@@ -39,7 +39,8 @@ class TrainOptions:
         """Train one model under Ray."""
         from srdd_platform.codes import encode
         from srdd_platform.extend import extends, is_finished
-        from srdd_platform.launch import make_job, train
+        from srdd_platform.jobs import make_job
+        from srdd_platform.launch import train
         from srdd_platform.ray_session import session
 
         preset = get_preset(self.preset)

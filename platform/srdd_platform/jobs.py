@@ -1,23 +1,23 @@
-"""What a training is, as a value: its settings, its files, and the task they stand for."""
+"""What a training is, as a value: its settings and its files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from srdd.classifier import ClassifierConfig
-from srdd.config import TokenizerConfig, TransformerConfig
+from srdd.config import TransformerConfig
 from srdd.errors import UserError
-from srdd.fields import from_dict, to_dict
-from srdd.pipeline import load_pipeline, load_tokenizer
-from srdd.train.classifier import ClassifierTask
-from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
-from srdd.train.loop import Task
-from srdd.train.tokenizer import TokenizerTask
-from srdd.train.transformer import TransformerTask
-from srdd.train.warm_start import WarmStart, warm_start
-from srdd_platform.files import digest
+from srdd.fields import to_dict
+from srdd.masks import Mask
+from srdd.pipeline import load_tokenizer
+from srdd.presets import Preset
+from srdd.train.config import OptimConfig, TransformerLossConfig
+from srdd_platform.codes import codes_dir
+from srdd_platform.data import Manifest
+from srdd_platform.files import digest, sha256_file
+from srdd_platform.options import Options, TransformerOptions
 from srdd_platform.runs import model_dir
-from srdd_platform.tokenizer_options import checked_lpips
+from srdd_platform.tokenizer_options import tokenizer_settings
 
 Kind = Literal["tokenizer", "transformer", "classifier"]
 
@@ -49,41 +49,110 @@ class Job:
         return max(int(self.settings["optim"]["steps"]), self.extend_to)
 
     @property
+    def runtime(self) -> dict[str, Any]:
+        """All that does not decide the result, and may differ when a run is resumed."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("kind", "run", "settings", "extend_to")
+        }
+
+    @property
     def config_hash(self) -> str:
         """Names the settings; a checkpoint carries it."""
         return digest({"kind": self.kind, **self.settings})
 
 
-def build_task(job: Job) -> Task:
-    """The task of a job, freshly initialised."""
-    settings = job.settings
-    optim = from_dict(OptimConfig, settings["optim"], "optim")
-    if job.kind == "tokenizer":
-        model = from_dict(TokenizerConfig, settings["model"], "tokenizer")
-        loss = from_dict(TokenizerLossConfig, settings["loss"], "loss")
-        return TokenizerTask(model, loss, optim, checked_lpips(job.lpips, settings))
-    if job.kind == "transformer":
-        return TransformerTask(
-            from_dict(TransformerConfig, settings["model"], "transformer"),
-            from_dict(TransformerLossConfig, settings["loss"], "loss"),
-            optim,
-            load_tokenizer(model_dir(Path(job.tokenizer))),
-            init_gate=settings["init_gate"],
-        )
-    return ClassifierTask(from_dict(ClassifierConfig, settings["model"], "classifier"), optim)
-
-
-def begin_from(task: Task, source: Path) -> WarmStart:
-    """Give a transformer's task the weights of a pipeline or run directory.
+def make_job(
+    kind: Kind,
+    preset: Preset,
+    data: Path,
+    out: Path,
+    options: Options,
+    *,
+    tokenizer: Path | None = None,
+    mask: Mask = "markov",
+) -> Job:
+    """The job that trains one model of a preset.
 
     Raises:
-        UserError: there is no pipeline, or its weights do not fit; the directory is named.
+        UserError: data, tokenizer and preset do not fit together.
     """
-    assert isinstance(task, TransformerTask)
-    try:
-        return warm_start(task.model, load_pipeline(source).transformer)
-    except UserError as error:
-        raise UserError(f"--init-from {source}: {error}") from None
+    manifest = Manifest.load(data)
+    if manifest.resolution != preset.tokenizer.resolution:
+        raise UserError(
+            f"the preset takes {preset.tokenizer.resolution} px images, {data} holds "
+            f"{manifest.resolution} px ones: prepare them with --resolution "
+            f"{preset.tokenizer.resolution}"
+        )
+    num_classes = len(manifest.classes)
+    settings: dict[str, Any]
+    codes = ""
+    more: dict[str, Any] = {}
+    if kind == "tokenizer":
+        settings, more = tokenizer_settings(preset, options)
+    elif kind == "classifier":
+        model = ClassifierConfig(num_classes=num_classes, resolution=manifest.resolution)
+        settings = {
+            "model": to_dict(model),
+            "optim": to_dict(options.apply(preset.classifier_optim)),
+        }
+    else:
+        assert tokenizer is not None
+        own = options if isinstance(options, TransformerOptions) else TransformerOptions()
+        codes = str(codes_dir(data, tokenizer).resolve())
+        frozen = load_tokenizer(model_dir(tokenizer)).config
+        unconditional = own.unconditional or manifest.unconditional
+        model_config = replace(
+            preset.transformer, mask=mask, unconditional=unconditional,
+            num_classes=1 if unconditional else num_classes,
+            patch_nums=frozen.patch_nums, vocab_size=frozen.vocab_size,
+            z_channels=frozen.z_channels, num_phi=frozen.num_phi,
+        )  # fmt: skip
+        settings = transformer_settings(
+            model_config,
+            own.apply_loss(preset.transformer_loss),
+            options.apply(preset.transformer_optim),
+            preset.init_gate,
+        )
+        if own.init_from:
+            settings["init"] = weights_hash(own.init_from)
+            more["init_from"] = str(own.init_from.resolve())
+        settings["tokenizer"] = sha256_file(model_dir(tokenizer) / "model.safetensors")
+    settings["data"] = manifest.fingerprint
+    return Job(
+        kind=kind,
+        run=str(out.resolve()),
+        data=str(data.resolve()),
+        settings=settings,
+        tokenizer=str(tokenizer.resolve()) if tokenizer else "",
+        codes=codes,
+        workers=options.workers,
+        device=options.device,
+        threads=options.threads,
+        checkpoint_every=options.checkpoint_every or preset.checkpoint_every,
+        validate_every=options.validate_every,
+        extend_to=options.extend_to,
+        **more,
+    )
+
+
+def weights_hash(source: Path) -> str:
+    """Names the transformer's weights in a pipeline or run directory, wherever that lies.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = model_dir(source) / "transformer" / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"--init-from {source}: neither a pipeline nor a finished transformer run")
+    return sha256_file(path)
+
+
+def title(job: Job) -> str:
+    """What a person calls a job: "tokenizer", "transformer markov"."""
+    name = Path(job.run).name
+    return job.kind if name == job.kind else f"{job.kind} {name}"
 
 
 def transformer_settings(

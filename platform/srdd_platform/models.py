@@ -12,8 +12,8 @@ from srdd.presets import Preset
 from srdd_platform.codes import codes_dir, encode
 from srdd_platform.data import Manifest, prepare
 from srdd_platform.extend import is_finished
-from srdd_platform.jobs import Job
-from srdd_platform.launch import make_job, train
+from srdd_platform.jobs import Job, make_job
+from srdd_platform.launch import train
 from srdd_platform.options import Options
 from srdd_platform.sweep_args import MIN_IMAGES, Cluster, SweepArgs
 

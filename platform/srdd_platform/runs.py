@@ -103,7 +103,7 @@ def open_run(
 
 def _claim(directory: Path, kind: str, settings: dict[str, Any], runtime: dict[str, Any]) -> None:
     path = directory / CONFIG
-    settings = json.loads(json.dumps(settings))  # as it will be read back
+    settings, runtime = json.loads(json.dumps([settings, runtime]))  # as they will be read back
     if path.exists():
         before = read_json(path)
         if not isinstance(before, dict) or not {"settings", "runtime"} <= before.keys():
@@ -135,6 +135,12 @@ def note(directory: Path, key: str, value: Any) -> None:
 def model_dir(path: Path) -> Path:
     """A model or pipeline directory, given itself or the run directory it lies in."""
     return path / "model" if (path / CONFIG).exists() and (path / "model").is_dir() else path
+
+
+def failure(directory: Path) -> str | None:
+    """Why a run stopped for good, if it did."""
+    path = directory / "failure.json"
+    return f"{directory}: {read_json(path)['error']}" if path.exists() else None
 
 
 def append_metrics(directory: Path, step: int, metrics: dict[str, float]) -> None:

@@ -5,10 +5,7 @@ runs the science's plain loop (:func:`srdd.train.loop.fit`) on its slice of each
 Ray Train run a run directory: the same name resumes from the last checkpoint that Ray registered.
 """
 
-import errno
-import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,18 +17,19 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from srdd.errors import UserError
 from srdd.fields import from_dict
 from srdd.train.config import OptimConfig
-from srdd.train.loop import Batch, Reduce, fit
+from srdd.train.loop import fit
 from srdd.train.tokenizer import TokenizerTask
-from srdd_platform.codes import load_codes
-from srdd_platform.data import GlobalBatchSampler, Sample, ShardDataset
-from srdd_platform.files import read_json, write_json
-from srdd_platform.jobs import Job, begin_from, build_task
-from srdd_platform.runs import append_metrics, cut_metrics
+from srdd_platform.batches import batches
+from srdd_platform.checkpoints import read_state, write_state
+from srdd_platform.data import ShardDataset
+from srdd_platform.files import write_json
+from srdd_platform.jobs import Job
+from srdd_platform.runs import append_metrics, cut_metrics, failure
+from srdd_platform.tasks import begin_from, build_task
 from srdd_platform.validation import validate
 
 SEED_IMAGES = 256  # whose latents seed the codebook
@@ -54,40 +52,6 @@ class Workers:
         total = tensor.clone()
         dist.all_reduce(total)
         return total
-
-
-def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-    labels = torch.tensor([sample["label"] for sample in samples])
-    index = torch.tensor([sample["index"] for sample in samples])
-    return torch.stack([sample["image"] for sample in samples]), labels, index
-
-
-def batches(job: Job, reduce: Reduce, first_step: int, device: torch.device) -> Iterator[Batch]:
-    """This worker's slices of the global batches from ``first_step`` on."""
-    optim = from_dict(OptimConfig, job.settings["optim"], "optim")
-    images = ShardDataset(Path(job.data), "train") if job.kind != "transformer" else None
-    codes, labels = (
-        load_codes(Path(job.codes), "train") if images is None else (torch.empty(0), torch.empty(0))
-    )
-    sampler = GlobalBatchSampler(
-        len(images) if images is not None else len(codes),
-        optim.batch_size,
-        seed=optim.seed,
-        first_step=first_step,
-        last_step=job.steps,
-        rank=reduce.rank,
-        world=reduce.world,
-    )
-    if images is not None:
-        loader = DataLoader(images, batch_sampler=sampler, collate_fn=_collate)
-        for inputs, labels_b, index_b in loader:
-            moved = (inputs.to(device), labels_b.to(device), index_b.to(device))
-            yield Batch(*moved, optim.batch_size)
-    else:
-        for rows in sampler:
-            index = torch.tensor(rows)
-            chosen = (codes[index].long().to(device), labels[index].to(device), index.to(device))
-            yield Batch(*chosen, optim.batch_size)
 
 
 def worker(config: dict[str, Any]) -> None:
@@ -118,9 +82,7 @@ def worker(config: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as directory:
             checkpoint = None
             if reduce.rank == 0:
-                _save_state(state, Path(directory) / "state.pt")
-                manifest = {"step": step, "config": job.config_hash, "world": reduce.world}
-                write_json(Path(directory) / "manifest.json", manifest)
+                write_state(Path(directory), state, job, reduce.world)
                 checkpoint = Checkpoint.from_directory(directory)
             ray.train.report(
                 {"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name
@@ -165,16 +127,6 @@ def worker(config: dict[str, Any]) -> None:
             write_json(run / "failure.json", {"error": str(error)})
 
 
-def _save_state(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint's state; a full disk is an OSError, which torch hides."""
-    try:
-        torch.save(state, path)
-    except RuntimeError as error:
-        if "unexpected pos" not in str(error) and "write" not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-
-
 def _load_checkpoint(job: Job) -> dict[str, Any] | None:
     """The state of the last checkpoint that Ray registered, if any."""
     checkpoint = ray.train.get_checkpoint()
@@ -182,20 +134,6 @@ def _load_checkpoint(job: Job) -> dict[str, Any] | None:
         return None
     with checkpoint.as_directory() as directory:
         return read_state(Path(directory), job)
-
-
-def read_state(directory: Path, job: Job) -> dict[str, Any]:
-    """A checkpoint's state.
-
-    Raises:
-        UserError: it belongs to another configuration.
-    """
-    if read_json(directory / "manifest.json")["config"] != job.config_hash:
-        raise UserError(f"{directory} is a checkpoint of another configuration")
-    state: dict[str, Any] = torch.load(
-        directory / "state.pt", map_location="cpu", weights_only=True
-    )
-    return state
 
 
 def run_training(job: Job) -> str:
@@ -224,11 +162,5 @@ def run_training(job: Job) -> str:
     )
     result = trainer.fit()
     if result.checkpoint is None:
-        raise UserError(failure(job) or f"{job.run}: training ended without a checkpoint")
+        raise UserError(failure(Path(job.run)) or f"{job.run}: training ended without a checkpoint")
     return str(result.checkpoint.path)
-
-
-def failure(job: Job) -> str | None:
-    """Why a job stopped for good, if it did."""
-    path = Path(job.run) / "failure.json"
-    return f"{job.run}: {read_json(path)['error']}" if path.exists() else None

@@ -1,8 +1,12 @@
 """Artefacts that many tests read and none may change: shards, pipelines, a trained classifier."""
 
-from collections.abc import Iterator
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -19,6 +23,7 @@ from srdd.train.loop import Batch, fit
 from srdd.train.transformer import init_weights
 from srdd.transformer import ScaleTransformer
 from srdd_platform.data import GlobalBatchSampler, load_arrays, prepare
+from srdd_platform.runs import read_metrics
 
 TINY_MASKS: tuple[Mask, ...] = ("markov", "block_causal")
 
@@ -87,3 +92,40 @@ def classifier_dir(digits_shards: Path, tmp_path_factory: pytest.TempPathFactory
     directory = tmp_path_factory.mktemp("classifier") / "model"
     save_model(directory, "classifier", model, task.classifier.state_dict())
     return directory
+
+
+class Killer:
+    """Kill -9 the processes that train, once a run has logged a step."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        self.run, self.step = run, step
+        self.killed: list[int] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            lines = read_metrics(self.run)
+            if lines and lines[-1]["step"] >= self.step:
+                break
+        for process in psutil.Process().children(recursive=True):  # another Ray is not ours
+            try:
+                title = " ".join(process.cmdline() or [process.name()])
+            except psutil.Error:
+                continue
+            if "RayTrainWorker" in title:
+                os.kill(process.pid, signal.SIGKILL)
+                self.killed.append(process.pid)
+
+    def close(self) -> None:
+        """Stop watching; processes that were never killed would make a test that shows nothing."""
+        self._stop.set()
+        self._thread.join(timeout=60)
+        assert self.killed, "no worker was killed: the test shows nothing"
+
+
+@pytest.fixture(scope="session")
+def kill_worker_after() -> Callable[[Path, int], Killer]:
+    """A watcher that kills a run's workers after a step; ``close()`` it when the run is done."""
+    return Killer

@@ -2,15 +2,12 @@
 
 import io
 import json
-import os
 import shutil
-import signal
-import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -21,8 +18,8 @@ from srdd.errors import UserError
 from srdd.presets import Preset, digits
 from srdd_platform.codes import encode
 from srdd_platform.extend import extends, is_finished
-from srdd_platform.jobs import Job
-from srdd_platform.launch import make_job, train
+from srdd_platform.jobs import Job, make_job
+from srdd_platform.launch import train
 from srdd_platform.options import TransformerOptions
 from srdd_platform.ray_session import Session
 from srdd_platform.runs import read_metrics
@@ -120,28 +117,14 @@ def test_the_model_holds_the_averages_and_is_validated_with_them(whole: Path) ->
 
 
 def test_a_killed_worker_changes_nothing(
-    make: Make, whole: Path, ray_session: Session, tmp_path: Path
-) -> None:
-    run, killed = tmp_path / "killed", []
+    make: Make, whole: Path, ray_session: Session, tmp_path: Path,
+    kill_worker_after: Callable[[Path, int], Any],
+) -> None:  # fmt: skip
+    run = tmp_path / "killed"
     run.mkdir()
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.02):
-            lines = read_metrics(run)
-            if lines and lines[-1]["step"] >= 8:
-                break
-        for process in psutil.process_iter(["name", "cmdline"]):
-            title = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
-            if "RayTrainWorker" in title:
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    killer = kill_worker_after(run, 8)
     train([make(run)], ray_session, said())
-    watcher.join(timeout=60)
-    assert killed, "no worker was killed: the test shows nothing"
+    killer.close()
     assert same(weights(run), weights(whole))
     assert (run / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
     assert (run / "validation.json").read_text() == (whole / "validation.json").read_text()

@@ -2,14 +2,11 @@
 
 import io
 import json
-import os
-import signal
-import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from rich.console import Console
 from safetensors.torch import load_file
@@ -20,7 +17,8 @@ from srdd.pipeline import load_pipeline
 from srdd.presets import Preset, digits
 from srdd_platform.codes import encode, load_codes
 from srdd_platform.data import prepare
-from srdd_platform.launch import make_job, train
+from srdd_platform.jobs import make_job
+from srdd_platform.launch import train
 from srdd_platform.options import Options
 from srdd_platform.ray_session import Session
 from srdd_platform.runs import read_metrics
@@ -80,36 +78,16 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
-def kill_worker_after(run: Path, step: int, killed: list[int]) -> threading.Thread:
-    """Kill -9 the process that trains, once the run has logged ``step``."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.02):
-            lines = read_metrics(run)
-            if lines and lines[-1]["step"] >= step:
-                break
-        for process in psutil.process_iter(["name", "cmdline"]):
-            title = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
-            if "RayTrainWorker" in title:
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
-
-
 def test_a_killed_worker_changes_nothing(
-    ray_session: Session, preset: Preset, data: Path, tokenizer: Path, tmp_path: Path
-) -> None:
-    run, killed = tmp_path / "killed", []
+    ray_session: Session, preset: Preset, data: Path, tokenizer: Path, tmp_path: Path,
+    kill_worker_after: Callable[[Path, int], Any],
+) -> None:  # fmt: skip
+    run = tmp_path / "killed"
     run.mkdir()
-    watcher = kill_worker_after(run, 20, killed)
+    killer = kill_worker_after(run, 20)
     options = Options(checkpoint_every=EVERY)
     train([make_job("tokenizer", preset, data, run, options)], ray_session, quiet())
-    watcher.join(timeout=60)
-    assert killed, "no worker was killed: the test shows nothing"
+    killer.close()
     assert same(weights(run), weights(tokenizer))
     assert (run / "metrics.jsonl").read_text() == (tokenizer / "metrics.jsonl").read_text()
 

@@ -1,0 +1,49 @@
+"""What a finished training leaves behind: ``model/``, from its last checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from srdd.checkpoint import save_model
+from srdd.config import SamplerConfig
+from srdd.errors import UserError
+from srdd.pipeline import Pipeline, load_tokenizer, save_pipeline, save_tokenizer
+from srdd.train.classifier import ClassifierTask
+from srdd.train.ema import finished_weights
+from srdd.train.tokenizer import TokenizerTask
+from srdd.train.transformer import TransformerTask
+from srdd_platform.checkpoints import read_state
+from srdd_platform.data import Manifest
+from srdd_platform.extend import mark_finished
+from srdd_platform.files import atomic_path
+from srdd_platform.jobs import Job
+from srdd_platform.runs import failure, model_dir
+from srdd_platform.tasks import build_task
+
+UNCONDITIONAL = "image"  # the one class of an unconditional model
+
+
+def finish(job: Job, checkpoint: Path) -> None:
+    """Write ``model/`` from the last checkpoint: a model or pipeline directory, whole or absent."""
+    state = read_state(checkpoint, job)
+    if int(state["step"]) != job.steps:
+        raise UserError(failure(Path(job.run)) or f"{job.run} stopped at step {state['step']}")
+    with torch.random.fork_rng(devices=[]):
+        task = build_task(replace(job, lpips=()))  # losses are no part of a model
+    task.module.load_state_dict(finished_weights(state))
+    task.module.eval()
+    with atomic_path(Path(job.run) / "model", replace_directory=True) as directory:
+        if isinstance(task, TokenizerTask):
+            save_tokenizer(task.tokenizer, directory)
+        elif isinstance(task, ClassifierTask):
+            config = task.classifier.config
+            save_model(directory, "classifier", config, task.classifier.state_dict())
+        else:
+            assert isinstance(task, TransformerTask)
+            tokenizer = load_tokenizer(model_dir(Path(job.tokenizer)))
+            names = Manifest.load(Path(job.data)).classes
+            if task.model.config.unconditional:
+                names = (UNCONDITIONAL,)
+            save_pipeline(Pipeline(tokenizer, task.model, SamplerConfig(), names), directory)
+    mark_finished(Path(job.run))
