@@ -52,8 +52,9 @@ class TrainOptions:
         with session(self.address) as cluster:
             if cluster.dashboard_url:
                 console.print(f"Ray dashboard: {cluster.dashboard_url}")
-            if kind == "transformer":
-                encode(self.data, more["tokenizer"])
+            if isinstance(self.training, TransformerOptions):
+                views, flip = self.training.views, self.training.flip
+                encode(self.data, more["tokenizer"], views=views, flip=flip)
             train([job], cluster, console)
         _print_validation(self.out, console)
 

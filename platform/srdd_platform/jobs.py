@@ -14,6 +14,7 @@ from srdd.presets import Preset
 from srdd.train.config import OptimConfig, TransformerLossConfig
 from srdd_platform.codes import codes_dir
 from srdd_platform.data import Manifest
+from srdd_platform.data_options import code_settings, pixel_settings
 from srdd_platform.files import digest, sha256_file
 from srdd_platform.options import Options, TransformerOptions
 from srdd_platform.runs import model_dir
@@ -42,6 +43,7 @@ class Job:
     log_every: int = 10
     validate_every: int = 0  # steps; 0: at the end alone
     extend_to: int = 0  # steps in all, where they are more than the settings'
+    loader_workers: int = 1  # threads that read and decode ahead
 
     @property
     def steps(self) -> int:
@@ -91,16 +93,19 @@ def make_job(
     more: dict[str, Any] = {}
     if kind == "tokenizer":
         settings, more = tokenizer_settings(preset, options)
+        settings |= pixel_settings(options, manifest)
     elif kind == "classifier":
         model = ClassifierConfig(num_classes=num_classes, resolution=manifest.resolution)
         settings = {
             "model": to_dict(model),
             "optim": to_dict(options.apply(preset.classifier_optim)),
+            **pixel_settings(options, manifest),
         }
     else:
         assert tokenizer is not None
         own = options if isinstance(options, TransformerOptions) else TransformerOptions()
-        codes = str(codes_dir(data, tokenizer).resolve())
+        views = code_settings(own, own.views)
+        codes = str(codes_dir(data, tokenizer, views=own.views, flip=own.flip).resolve())
         frozen = load_tokenizer(model_dir(tokenizer)).config
         unconditional = own.unconditional or manifest.unconditional
         model_config = replace(
@@ -115,6 +120,7 @@ def make_job(
             options.apply(preset.transformer_optim),
             preset.init_gate,
         )
+        settings |= views
         if own.init_from:
             settings["init"] = weights_hash(own.init_from)
             more["init_from"] = str(own.init_from.resolve())
@@ -133,6 +139,7 @@ def make_job(
         checkpoint_every=options.checkpoint_every or preset.checkpoint_every,
         validate_every=options.validate_every,
         extend_to=options.extend_to,
+        loader_workers=options.loader_workers,
         **more,
     )
 

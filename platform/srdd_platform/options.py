@@ -12,12 +12,13 @@ from srdd.train.config import (
     ScaleWeights,
     TransformerLossConfig,
 )
+from srdd_platform.data_options import DataOptions
 
 C = TypeVar("C", OptimConfig, TransformerLossConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(DataOptions):
     """What every training takes beside its preset. None leaves the preset's value."""
 
     workers: int = 1  # Ray Train workers; the batch size is global, whatever their number
@@ -44,6 +45,7 @@ class Options:
     validate_every: int = 0  # steps between held-out losses in the log; 0: at the end alone
 
     def __post_init__(self) -> None:
+        self.check_data()
         if self.workers < 1:
             raise UserError(f"--workers must be positive, got {self.workers}")
         for name in ("extend_to", "validate_every"):
@@ -62,6 +64,7 @@ class TransformerOptions(Options):
     """What a transformer's training takes beside that."""
 
     unconditional: bool = False  # leave the classes aside: one class, no guidance
+    views: int = 1  # codes of each image, of random crops and flips; extracted where missing
     init_from: Path | None = None  # pipeline or run directory whose weights it begins with
     label_drop: float | None = None  # share of images trained on the null class, for guidance
     scale_weights: ScaleWeights | None = None  # each code alike, or HMAR's bell over the scales

@@ -1,6 +1,6 @@
 """Images into WebDataset shards, and out of them into training, extraction and evaluation."""
 
-from srdd_platform.data.augment import Augmentation, AugmentedDataset, EpochBatchSampler
+from srdd_platform.data.augment import Augmentation
 from srdd_platform.data.dataset import (
     GlobalBatchSampler,
     Sample,
@@ -17,8 +17,6 @@ from srdd_platform.data.shards import prepare
 __all__ = [
     "RECIPES",
     "Augmentation",
-    "AugmentedDataset",
-    "EpochBatchSampler",
     "GlobalBatchSampler",
     "Manifest",
     "Recipe",

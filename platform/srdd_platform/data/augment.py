@@ -5,14 +5,11 @@ with ``keep=1.125``. A draw is an epoch, or the number of a view. What is drawn 
 (seed, draw, sample) alone: never on batch, rank or worker.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
 
 from srdd.errors import UserError
-from srdd_platform.data.dataset import GlobalBatchSampler, Sample, ShardDataset, steps_per_epoch
 from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.pixels import Cut, Pixels
 from srdd_platform.data.sources import AUGMENT_DRAWS
@@ -52,39 +49,3 @@ class Augmentation:
             return np.ascontiguousarray(part[:, ::-1]) if self.flip and raw[2] & 1 else part
 
         return apply
-
-
-class AugmentedDataset(Dataset[Sample]):
-    """A split whose samples vary by epoch: a map from (epoch, index) to sample."""
-
-    def __init__(self, dataset: ShardDataset, augmentation: Augmentation) -> None:
-        """Wrap a split.
-
-        Raises:
-            UserError: crops are asked for, and nothing is stored to crop.
-        """
-        augmentation.check(dataset.manifest)
-        self.dataset, self.augmentation = dataset, augmentation
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        return self.dataset.sample(index, self.augmentation.cut(epoch, index))
-
-
-class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
-    """The batches of a GlobalBatchSampler as (epoch, index), for an AugmentedDataset."""
-
-    def __init__(self, sampler: GlobalBatchSampler) -> None:
-        self.sampler = sampler
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        s = self.sampler
-        steps = steps_per_epoch(s.n, s.batch, drop_last=s.drop_last, world=s.world)
-        for step, rows in enumerate(s, start=s.first_step):
-            yield [(step // steps, row) for row in rows]

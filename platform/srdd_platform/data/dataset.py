@@ -259,11 +259,16 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return max(0, self.last_step - self.first_step)
 
     def __iter__(self) -> Iterator[list[int]]:
+        for _, rows in self.with_epochs():
+            yield rows
+
+    def with_epochs(self) -> Iterator[tuple[int, list[int]]]:
+        """The batches, each with the epoch it lies in."""
         for step in range(self.first_step, self.last_step):
-            _, indices = global_indices(
+            epoch, indices = global_indices(
                 self.seed, step, self.n, self.batch, drop_last=self.drop_last, world=self.world
             )
-            yield indices[self.rank :: self.world].tolist()
+            yield epoch, indices[self.rank :: self.world].tolist()
 
 
 @lru_cache(maxsize=2)

@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from srdd.errors import UserError
 from srdd_platform.data import (
     Augmentation,
-    AugmentedDataset,
-    EpochBatchSampler,
-    GlobalBatchSampler,
     Manifest,
+    Sample,
     ShardDataset,
     load_arrays,
     prepare,
@@ -24,6 +21,16 @@ from srdd_platform.data import (
 from srdd_platform.data.pixels import centre, fit
 
 SIDE = 8
+
+
+class Varied:
+    """A split by (epoch, index), cut as trainings cut it."""
+
+    def __init__(self, dataset: ShardDataset, augmentation: Augmentation) -> None:
+        self.dataset, self.augmentation = dataset, augmentation
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        return self.dataset.sample(key[1], self.augmentation.cut(*key))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,7 @@ def test_without_augmentation_the_centre_is_read(data: Path) -> None:
 
 def test_crops_lie_anywhere_inside(data: Path) -> None:
     dataset = ShardDataset(data, "train")
-    varied = AugmentedDataset(dataset, Augmentation())
+    varied = Varied(dataset, Augmentation())
     corners = Counter()
     for epoch in range(40):
         for i in range(16):
@@ -89,8 +96,8 @@ def test_crops_lie_anywhere_inside(data: Path) -> None:
 
 def test_flips_mirror_half_of_the_same_crops(data: Path) -> None:
     dataset = ShardDataset(data, "train")
-    plain = AugmentedDataset(dataset, Augmentation())
-    flips = AugmentedDataset(dataset, Augmentation(flip=True))
+    plain = Varied(dataset, Augmentation())
+    flips = Varied(dataset, Augmentation(flip=True))
     mirrored = 0
     for epoch in range(20):
         for i in range(16):
@@ -102,7 +109,7 @@ def test_flips_mirror_half_of_the_same_crops(data: Path) -> None:
 
 def test_a_flip_alone_keeps_the_centre(data: Path) -> None:
     dataset = ShardDataset(data, "train")
-    flips = AugmentedDataset(dataset, Augmentation(crop=False, flip=True))
+    flips = Varied(dataset, Augmentation(crop=False, flip=True))
     seen = {corner(flips[epoch, 3]["image"]) for epoch in range(12)}
     assert seen == {(2, 4), (2, 11)}
 
@@ -121,36 +128,12 @@ def test_a_draw_follows_from_seed_epoch_and_sample_alone() -> None:
     assert [draw(0, 0, i) for i in range(3)] == [(3, 40), (1, 57), (1, 43)]  # for ever
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 0), (3, 2)])
-def test_an_image_is_the_same_for_any_number_of_workers(
-    data: Path, world: int, workers: int
-) -> None:
-    """Each rank, in its own batches and loader processes, sees what one pass alone would see."""
-    dataset = AugmentedDataset(ShardDataset(data, "train"), Augmentation(seed=1, flip=True))
-    seen: dict[tuple[int, int], torch.Tensor] = {}
-    for rank in range(world):
-        sampler = GlobalBatchSampler(16, 4, seed=0, last_step=8, first_step=1, rank=rank,
-                                     world=world)  # fmt: skip
-        keys = [key for batch in EpochBatchSampler(sampler) for key in batch]
-        loader = DataLoader(
-            dataset, batch_sampler=EpochBatchSampler(sampler), num_workers=workers,
-            collate_fn=lambda samples: [sample["image"] for sample in samples],
-        )  # fmt: skip
-        images = [image for batch in loader for image in batch]
-        assert not seen.keys() & set(keys)
-        seen |= zip(keys, images, strict=True)
-    assert len(seen) == 7 * 4
-    assert sorted(index for epoch, index in seen if epoch == 1) == list(range(16))
-    for key, image in seen.items():
-        assert torch.equal(image, dataset[key]["image"])
-
-
 def test_a_crop_needs_a_margin(tmp_path: Path) -> None:
     prepare(source="digits", resolution=8, out=tmp_path / "out", workers=1)
     dataset = ShardDataset(tmp_path / "out", "val")
     with pytest.raises(UserError, match=r"more than the 8 px .*--keep 1\.125"):
-        AugmentedDataset(dataset, Augmentation())
-    image = AugmentedDataset(dataset, Augmentation(crop=False))[7, 3]["image"]
+        Augmentation().check(dataset.manifest)
+    image = Varied(dataset, Augmentation(crop=False))[7, 3]["image"]
     assert torch.equal(image, dataset[3]["image"])
 
 
