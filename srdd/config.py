@@ -1,12 +1,12 @@
 """Configurations: frozen, typed, and refusing what is wrong by the field's name."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from srdd.errors import UserError
-from srdd.fields import require, settle
+from srdd.fields import SPARSE, require, settle
 from srdd.masks import Mask
-from srdd.scales import ScaleSchedule, check_patch_nums
+from srdd.scales import ScaleSchedule, check_patch_nums, settle_parent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,10 +21,11 @@ class TokenizerConfig:
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)  # a level each, halving the side between them
     num_res_blocks: int = 2  # of the encoder; the decoder has one more
     num_phi: int = 4  # residual convolutions shared by the scales
+    parent: tuple[int, ...] = field(default=(), metadata=SPARSE)  # scales before pruning, if any
 
     def __post_init__(self) -> None:
         settle(self)
-        check_patch_nums(self.patch_nums)
+        object.__setattr__(self, "parent", settle_parent(self.patch_nums, self.parent))
         fine = len(self.ch_mult) >= 1 and min(self.ch_mult) >= 1
         require(fine, "ch_mult", self.ch_mult, "positive, one a level")
         factor = 2 ** (len(self.ch_mult) - 1)
@@ -42,8 +43,8 @@ class TokenizerConfig:
 
     @property
     def schedule(self) -> ScaleSchedule:
-        """The schedule of ``patch_nums``."""
-        return ScaleSchedule(self.patch_nums)
+        """The scales, which know those they were pruned from."""
+        return ScaleSchedule(self.patch_nums, self.parent)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +66,11 @@ class TransformerConfig:
     norm_eps: float = 1e-6
     drop_path: float = 0.0  # of the last block; linear from 0 at the first
     unconditional: bool = False  # one class, fed the null index: no guidance
+    parent: tuple[int, ...] = field(default=(), metadata=SPARSE)  # scales before pruning, if any
 
     def __post_init__(self) -> None:
         settle(self)
-        check_patch_nums(self.patch_nums)
+        object.__setattr__(self, "parent", settle_parent(self.patch_nums, self.parent))
         for name in ("num_classes", "depth", "width", "num_heads", "z_channels"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "positive")
         for name in ("mlp_ratio", "norm_eps"):
@@ -82,8 +84,8 @@ class TransformerConfig:
 
     @property
     def schedule(self) -> ScaleSchedule:
-        """The schedule of ``patch_nums``."""
-        return ScaleSchedule(self.patch_nums)
+        """The scales, which know those they were pruned from."""
+        return ScaleSchedule(self.patch_nums, self.parent)
 
 
 CfgRamp = Literal["linear", "constant", "window"]

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from srdd.errors import UserError
 
 C = TypeVar("C")
+SPARSE = {"sparse": True}  # metadata of a field that JSON holds only where it is not the default
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
@@ -54,8 +55,12 @@ def from_dict(kind: type[C], values: Any, where: str = "") -> C:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as JSON values: tuples become lists."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    """A configuration as JSON values: tuples become lists, ``SPARSE`` defaults are left out."""
+    values = asdict(config)
+    for field in fields(config):
+        if field.metadata.get("sparse") and values[field.name] == field.default:
+            del values[field.name]
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def _settled(annotation: Any, value: Any) -> Any:

@@ -20,6 +20,7 @@ from srdd.config import TransformerConfig
 from srdd.errors import UserError
 from srdd.foreign import is_plain, owned
 from srdd.masks import build_mask
+from srdd.phi import phi_of_scale
 from srdd.tokenizer import Tokenizer
 from srdd.transformer import ScaleTransformer
 
@@ -179,9 +180,21 @@ def var_name(name: str) -> str:
 
 
 def to_vqvae(tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """A tokenizer's state dict in VAR's names, with its buffer (usage counts, zero)."""
+    """A tokenizer's state dict in VAR's names, with its buffer (usage counts, zero).
+
+    Raises:
+        UserError: it was pruned, and VAR's code would give a scale another phi than its own.
+    """
     config = tokenizer.config
     num_scales = len(config.patch_nums)
+    theirs, own_phi = phi_of_scale(config.patch_nums, config.num_phi), tokenizer.quantizer.phi
+    moved = [str(side) for side in config.patch_nums if theirs[side] != own_phi.conv_of[side]]
+    if moved:
+        raise UserError(
+            f"VAR's format cannot hold this model, pruned from scales "
+            f"{','.join(map(str, config.parent))}: VAR would give another phi to scale "
+            f"{', '.join(moved)}"
+        )
     share = share_quant_resi(config.num_phi, num_scales)
     own = tokenizer.state_dict()
     state = {vqvae_name(name, share): tensor for name, tensor in own.items()}

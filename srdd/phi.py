@@ -7,6 +7,15 @@ from torch import Tensor, nn
 from srdd.scales import ScaleSchedule
 
 
+def phi_of_scale(patch_nums: tuple[int, ...], num_phi: int) -> dict[int, int]:
+    """Which of K convolutions each scale of an unpruned schedule takes, by its side: VAR's rule."""
+    edge = 1 / num_phi / (3 if num_phi == 4 else 2)  # VAR's ticks, which its weights assume
+    ticks_K = np.linspace(edge, 1 - edge, num_phi)
+    places_S = np.arange(len(patch_nums)) / max(1, len(patch_nums) - 1)
+    nearest_S = np.abs(places_S[:, None] - ticks_K).argmin(axis=1)  # [S, K] -> [S]
+    return dict(zip(patch_nums, nearest_S.tolist(), strict=True))
+
+
 class PhiBank(nn.Module):
     """K residual 3x3 convolutions shared by the S scales of a schedule.
 
@@ -23,11 +32,7 @@ class PhiBank(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_phi)
         )
-        edge = 1 / num_phi / (3 if num_phi == 4 else 2)  # VAR's ticks, which its weights assume
-        ticks_K = np.linspace(edge, 1 - edge, num_phi)
-        places_S = np.arange(parent.num_scales) / max(1, parent.num_scales - 1)
-        nearest_S = np.abs(places_S[:, None] - ticks_K).argmin(axis=1)  # [S, K] -> [S]
-        self.conv_of = dict(zip(parent.patch_nums, nearest_S.tolist(), strict=True))
+        self.conv_of = phi_of_scale(parent.patch_nums, num_phi)
         for k, conv in enumerate(self.convs):  # few scales may leave some unused
             conv.requires_grad_(k in self.conv_of.values())
 

@@ -80,9 +80,7 @@ def check_match(tokenizer: Tokenizer, transformer: ScaleTransformer) -> None:
         UserError: the two copies differ.
     """
     own, frozen = tokenizer.quantizer.state_dict(), transformer.quantizer.state_dict()
-    same = tokenizer.config.patch_nums == transformer.config.patch_nums and own.keys() == (
-        frozen.keys()
-    )
+    same = tokenizer.schedule == transformer.schedule and own.keys() == frozen.keys()
     if not same or not all(torch.equal(own[name].float(), frozen[name].float()) for name in own):
         raise UserError("the transformer was trained for another tokenizer: codebook or phi differ")
 

@@ -39,9 +39,9 @@ def visited(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
         )
     if config.patch_nums is None:
         return model.schedule
-    schedule = model.schedule.prune(config.patch_nums)
-    if schedule.patch_nums[0] != schedule.parent[0]:
-        raise UserError(f"patch_nums must begin at scale {schedule.parent[0]}, the start token's")
+    schedule, first = model.schedule.prune(config.patch_nums), model.schedule.patch_nums[0]
+    if schedule.patch_nums[0] != first:
+        raise UserError(f"patch_nums must begin at scale {first}, the start token's")
     return schedule
 
 

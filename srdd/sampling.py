@@ -105,7 +105,7 @@ def _evaluate(
         Guided output before the linear head [B, l, W], evaluations and FLOPs an image.
     """
     model, schedule = pipeline.transformer, visited(pipeline.transformer, config)
-    scale, parent = state.scale, schedule.parent_index[state.scale]
+    scale, side = state.scale, schedule.patch_nums[state.scale]
     view = views(model.config.mask, schedule)[scale]
     weights = guidance.weights(config, schedule)
     weight = weights[scale]
@@ -115,7 +115,8 @@ def _evaluate(
     if tokens_BlC is None:
         x_BlW = model.start(conditioning)
     else:
-        x_BlW = model.embed(tokens_BlC.to(model.pos_embed.dtype), parent)
+        known = model.schedule.patch_nums.index(side)  # rows are those of the model's own scales
+        x_BlW = model.embed(tokens_BlC.to(model.pos_embed.dtype), known)
         x_BlW = torch.cat([x_BlW] * halves)
     x_BlW = model.hidden(x_BlW, conditioning, state.constants, view, state.cache, write)
     if weight == 0:

@@ -23,12 +23,7 @@ class ScaleSchedule:
             object.__setattr__(self, "parent", self.patch_nums)
         check_patch_nums(self.parent)
         check_patch_nums(self.patch_nums)
-        strangers = [side for side in self.patch_nums if side not in self.parent]
-        if strangers:
-            raise UserError(
-                f"patch_nums {list(self.patch_nums)}: {strangers} are no scales of the model, "
-                f"which knows {list(self.parent)}"
-            )
+        _check_known(self.patch_nums, self.parent)
         if self.patch_nums[-1] != self.parent[-1]:
             raise UserError(
                 f"patch_nums {list(self.patch_nums)} must end at the latent side {self.parent[-1]}"
@@ -67,9 +62,22 @@ class ScaleSchedule:
         """A schedule that visits ``patch_nums`` only and keeps this one's parent.
 
         Raises:
-            UserError: a scale is unknown, out of order, or the last is not the latent's side.
+            UserError: a scale is not of this schedule, they are out of order, or the last is not
+                the latent's side.
         """
+        check_patch_nums(patch_nums)
+        _check_known(patch_nums, self.patch_nums)
         return ScaleSchedule(tuple(patch_nums), self.parent)
+
+
+def settle_parent(patch_nums: tuple[int, ...], parent: tuple[int, ...]) -> tuple[int, ...]:
+    """How a model's configuration writes its parent schedule: () where nothing was pruned.
+
+    Raises:
+        UserError: the two make no :class:`ScaleSchedule`.
+    """
+    schedule = ScaleSchedule(patch_nums, parent)
+    return () if schedule.parent == patch_nums else parent
 
 
 def check_patch_nums(patch_nums: Sequence[int]) -> None:
@@ -78,3 +86,12 @@ def check_patch_nums(patch_nums: Sequence[int]) -> None:
     increasing = all(a < b for a, b in pairwise(sides))
     if not sides or sides[0] < 1 or not increasing:
         raise UserError(f"patch_nums must be positive and strictly increasing, got {sides}")
+
+
+def _check_known(patch_nums: Sequence[int], known: tuple[int, ...]) -> None:
+    strangers = [side for side in patch_nums if side not in known]
+    if strangers:
+        raise UserError(
+            f"patch_nums {list(patch_nums)}: {strangers} are no scales of the model, which knows "
+            f"{list(known)}"
+        )

@@ -184,19 +184,19 @@ class ScaleTransformer(nn.Module):
         head_B2W = torch.stack((head_B2W[:, 0] + 1, head_B2W[:, 1]), dim=1)
         return Conditioning(start_BW, blocks_BD6W, head_B2W)
 
-    def position(self, parent_index: int) -> Tensor:
-        """Position plus level embedding of one scale: [1, l, W]."""
-        begin, end = self.schedule.spans[parent_index]
-        level_W = self.level_embed.weight[parent_index]
+    def position(self, scale: int) -> Tensor:
+        """Position plus level embedding of one scale, by its index in ``schedule``: [1, l, W]."""
+        begin, end = self.schedule.spans[scale]
+        level_W = self.level_embed.weight[scale]
         return self.pos_embed[:, begin:end] + level_W
 
     def start(self, conditioning: Conditioning) -> Tensor:
         """The first scale's input: the class embedding at its positions, [B, l_1, W]."""
         return conditioning.start_BW[:, None] + self.pos_start + self.position(0)
 
-    def embed(self, tokens_BlC: Tensor, parent_index: int) -> Tensor:
+    def embed(self, tokens_BlC: Tensor, scale: int) -> Tensor:
         """A later scale's input: the map built so far, at that scale. [B, l, C] -> [B, l, W]."""
-        out: Tensor = self.word_embed(tokens_BlC) + self.position(parent_index)
+        out: Tensor = self.word_embed(tokens_BlC) + self.position(scale)
         return out
 
     def constants(self) -> list[AttentionConstants]:

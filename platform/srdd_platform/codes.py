@@ -8,10 +8,11 @@
         labels  int32 [n]
         keys    uint8 [n, w], the samples' keys in the image shards, padded with zeros
 
-``<key>`` is a hash of the data's manifest, the tokenizer's weights and the augmentation, so codes
-never outlive any of them; both masks train on the same ones. View v of a training image is its
-random crop (and flip) number v, of shards prepared with ``keep``; held-out images have one, the
-centre. An extraction that was stopped goes on with the shards that are missing.
+``<key>`` is a hash of the data's manifest, the tokenizer's weights, the scales where they were
+pruned, and the augmentation, so codes never outlive any of them; both masks train on the same
+ones. View v of a training image is its random crop (and flip) number v, of shards prepared with
+``keep``; held-out images have one, the centre. An extraction that was stopped goes on with the
+shards that are missing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from srdd.checkpoint import save_tensors
+from srdd.checkpoint import read_config, save_tensors
+from srdd.config import TokenizerConfig
 from srdd.errors import UserError
 from srdd.pipeline import load_tokenizer
 from srdd.train.tokenizer import to_float
@@ -53,11 +55,14 @@ def codes_dir(data: Path, tokenizer: Path, *, views: int = 1, flip: bool = False
     manifest = Manifest.load(data)
     augmentation = view_augmentation(manifest, views, flip)
     about = None if augmentation is None else {**asdict(augmentation), "views": views}
+    config = read_config(weights.parent, "tokenizer", TokenizerConfig)
     key = digest(
         {
             "data": manifest.fingerprint,
             "tokenizer": sha256_file(weights),
             "augmentation": about,
+            # A pruned tokenizer has its parent's weights and other codes.
+            **({"scales": config.patch_nums, "parent": config.parent} if config.parent else {}),
         }
     )
     run = tokenizer.parent if tokenizer.name == "model" else tokenizer  # beside the model

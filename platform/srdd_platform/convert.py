@@ -212,6 +212,11 @@ def _differences(model: TransformerConfig) -> list[str]:
             f"the mask is {model.mask}: VAR's forward takes it from attn_bias_for_masking, VAR's "
             "sampling loop attends to every earlier scale all the same"
         )
+    if model.parent:
+        lines.append(
+            f"scales were pruned: VAR's sampling loop ramps guidance over its own "
+            f"{len(model.patch_nums)} scales, here it grows over the parent's {len(model.parent)}"
+        )
     if model.unconditional:
         lines.append(f"the model is unconditional: give VAR label {model.num_classes}")
     return lines

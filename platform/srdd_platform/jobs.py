@@ -111,7 +111,7 @@ def make_job(
         model_config = replace(
             preset.transformer, mask=mask, unconditional=unconditional,
             num_classes=1 if unconditional else num_classes,
-            patch_nums=frozen.patch_nums, vocab_size=frozen.vocab_size,
+            patch_nums=frozen.patch_nums, parent=frozen.parent, vocab_size=frozen.vocab_size,
             z_channels=frozen.z_channels, num_phi=frozen.num_phi,
         )  # fmt: skip
         settings = transformer_settings(
@@ -121,6 +121,8 @@ def make_job(
             preset.init_gate,
         )
         settings |= views
+        if own.teacher_kl and not own.init_from:
+            raise UserError("--teacher-kl needs a teacher: give --init-from")
         if own.init_from:
             settings["init"] = weights_hash(own.init_from)
             more["init_from"] = str(own.init_from.resolve())

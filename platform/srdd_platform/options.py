@@ -69,6 +69,7 @@ class TransformerOptions(Options):
     label_drop: float | None = None  # share of images trained on the null class, for guidance
     scale_weights: ScaleWeights | None = None  # each code alike, or HMAR's bell over the scales
     refine_share: float | None = None  # share of images that see some of a scale's own codes
+    teacher_kl: float | None = None  # weight of KL(teacher || student); --init-from is the teacher
     precision: Precision | None = None  # of products
     compile: bool = False  # torch.compile of the blocks
     recompute: bool = False  # blocks again in the backward pass: less memory, more time

@@ -27,12 +27,15 @@ def build_task(job: Job) -> Task:
         loss = from_dict(TokenizerLossConfig, settings["loss"], "loss")
         return TokenizerTask(model, loss, optim, checked_lpips(job.lpips, settings))
     if job.kind == "transformer":
+        losses = from_dict(TransformerLossConfig, settings["loss"], "loss")
+        taught = losses.teacher_kl > 0 and job.init_from
         return TransformerTask(
             from_dict(TransformerConfig, settings["model"], "transformer"),
-            from_dict(TransformerLossConfig, settings["loss"], "loss"),
+            losses,
             optim,
             load_tokenizer(model_dir(Path(job.tokenizer))),
             init_gate=settings["init_gate"],
+            teacher=load_pipeline(job.init_from).transformer if taught else None,
         )
     return ClassifierTask(from_dict(ClassifierConfig, settings["model"], "classifier"), optim)
 

@@ -1,9 +1,9 @@
 """How a model is trained: what every training shares, and what is particular to each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from srdd.fields import require, settle
+from srdd.fields import SPARSE, require, settle
 
 LrSchedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["float32", "bfloat16"]
@@ -100,8 +100,10 @@ class TransformerLossConfig:
     label_drop: float = 0.1  # share of images trained on the null class, for guidance
     scale_weights: ScaleWeights = "uniform"  # each code alike, or HMAR's bell over the scales
     refine_share: float = 0.0  # share of images that see some of a scale's own codes (refinement)
+    teacher_kl: float = field(default=0.0, metadata=SPARSE)  # weight of KL(teacher || student)
 
     def __post_init__(self) -> None:
         settle(self)
+        require(self.teacher_kl >= 0, "teacher_kl", self.teacher_kl, ">= 0 (0: no teacher)")
         require(0 <= self.label_drop < 1, "label_drop", self.label_drop, "in [0, 1)")
         require(0 <= self.refine_share <= 1, "refine_share", self.refine_share, "in [0, 1]")

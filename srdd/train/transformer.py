@@ -2,8 +2,9 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from srdd.config import TransformerConfig
+from srdd.distill import check_teacher, prune_transformer, teacher_kl
 from srdd.errors import UserError
 from srdd.linear import RowLinear
 from srdd.rng import hash_counters, uniform
@@ -18,7 +20,7 @@ from srdd.scales import ScaleSchedule
 from srdd.tokenizer import Tokenizer
 from srdd.train.config import OptimConfig, ScaleWeights, TransformerLossConfig
 from srdd.train.loop import Batch, Stateless
-from srdd.train.refine import draw_hidden, refined_input
+from srdd.train.refine import Hidden, draw_hidden, refined_input
 from srdd.transformer import Block, ScaleTransformer
 
 _DROP_LABEL, _DROP_PATH = 0x1ABE1, 0xD309  # streams of random numbers
@@ -82,14 +84,32 @@ def scale_masses(schedule: ScaleSchedule, weights: ScaleWeights) -> list[float]:
 
 
 class TransformerLoss(nn.Module):
-    """Cross-entropy: each scale's mean over the codes that are scored, weighted."""
+    """Cross-entropy: each scale's mean over the codes that are scored, weighted.
 
-    def __init__(self, model: ScaleTransformer, config: TransformerLossConfig, seed: int) -> None:
+    With ``config.teacher_kl``, that many times KL(teacher || student) over all codes is added, each
+    scale's mean weighted alike. The teacher has the student's scales and sees the same input and
+    labels; it is none of the module's weights, but moves with it.
+    """
+
+    def __init__(
+        self,
+        model: ScaleTransformer,
+        config: TransformerLossConfig,
+        seed: int,
+        teacher: ScaleTransformer | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.seed = seed
         self.masses = scale_masses(model.schedule, config.scale_weights)
+        self._teacher = (teacher,)  # in a tuple, which hides it
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._teacher[0] is not None:
+            self._teacher[0].to(self.model.pos_embed.device)
+        return self
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch's share, with the mean of each scale."""
@@ -106,14 +126,30 @@ class TransformerLoss(nn.Module):
         keys = None
         if self.model.config.drop_path > 0:
             keys = hash_counters(batch.index_b, self.seed, step, _DROP_PATH)
-        logits = self.model(self._labels(batch, step), batch.inputs, tokens, keys)
+        labels_b = self._labels(batch, step)
+        logits = self.model(labels_b, batch.inputs, tokens, keys)
         nll_BL, means = nll_per_scale(self.model, logits, batch.inputs)
+        loss, metrics = self._scored(nll_BL, means, hidden)
+        teacher = self._teacher[0]
+        if teacher is not None:
+            with torch.no_grad():
+                target = teacher(labels_b, batch.inputs, tokens)
+            kl_BL = teacher_kl(logits, target)
+            means_S = torch.stack([kl_BL[:, begin:end].mean() for begin, end in schedule.spans])
+            kl = (means_S * kl_BL.new_tensor(self.masses)).sum()
+            loss = loss + self.config.teacher_kl * kl
+            metrics["teacher_kl"] = kl.detach()
+        return loss, {"loss": loss, **metrics}
+
+    def _scored(
+        self, nll_BL: Tensor, means: dict[str, Tensor], hidden: Hidden | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The cross-entropy, and the mean of each scale over the codes that are scored."""
         if hidden is None and self.config.scale_weights == "uniform":
-            loss = nll_BL.mean()
-            return loss, {"loss": loss, **means}
+            return nll_BL.mean(), means
         loss, metrics = nll_BL.new_zeros(()), {}
         for (name, mean), mass, (begin, end) in zip(
-            means.items(), self.masses, schedule.spans, strict=True
+            means.items(), self.masses, self.model.schedule.spans, strict=True
         ):
             if hidden is None:
                 scored = nll_BL[:, begin:end].mean()
@@ -124,7 +160,7 @@ class TransformerLoss(nn.Module):
                 mean = scored.detach()
             loss = loss + mass * scored
             metrics[name] = mean
-        return loss, {"loss": loss, **metrics}
+        return loss, metrics
 
     def _labels(self, batch: Batch, step: int) -> Tensor:
         """The classes fed: for some images the null class; always in an unconditional model."""
@@ -175,14 +211,28 @@ class TransformerTask(Stateless):
         *,
         init_gate: float = 1e-3,
         init_head: float = 0.02,
+        teacher: ScaleTransformer | None = None,
     ) -> None:
-        wanted = (config.patch_nums, config.vocab_size, config.z_channels, config.num_phi)
-        given = tokenizer.config
-        found = (given.patch_nums, given.vocab_size, given.z_channels, given.num_phi)
+        """Initialise the model.
+
+        Args:
+            config: of the model.
+            loss: what it is trained for.
+            optim: how; its seed decides the first weights.
+            tokenizer: whose codebook and phi the model takes.
+            init_gate: see :func:`init_weights`.
+            init_head: likewise.
+            teacher: knows the model's scales and maybe more; needed where ``loss.teacher_kl``.
+
+        Raises:
+            UserError: tokenizer or teacher do not fit.
+        """
+        shared = ("patch_nums", "parent", "vocab_size", "z_channels", "num_phi")
+        wanted = tuple(getattr(config, name) for name in shared)
+        found = tuple(getattr(tokenizer.config, name) for name in shared)
         if wanted != found:
             raise UserError(
-                "the transformer's patch_nums, vocab_size, z_channels, num_phi "
-                f"{wanted} are not the tokenizer's {found}"
+                f"the transformer's {', '.join(shared)} {wanted} are not the tokenizer's {found}"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(optim.seed)
@@ -190,4 +240,12 @@ class TransformerTask(Stateless):
             init_weights(self.model, gate=init_gate, head=init_head)
         self.model.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
         arrange(self.model, optim)
-        self.module = TransformerLoss(self.model, loss, optim.seed)
+        pruned = None
+        if loss.teacher_kl:
+            if teacher is None:
+                raise UserError("teacher_kl needs a teacher: a model to begin with")
+            check_teacher(teacher, config)
+            pruned = prune_transformer(teacher, config.patch_nums)
+            pruned.train()  # in eval mode it would wait for the device, to check the labels
+            arrange(pruned, optim)
+        self.module = TransformerLoss(self.model, loss, optim.seed, pruned)

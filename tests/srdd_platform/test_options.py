@@ -31,9 +31,11 @@ def test_what_is_given_replaces_it() -> None:
         final_weight_decay=0.08, clip=0.0, ema=0.99, accumulate=4, nonfinite_steps=2,
         precision="bfloat16", compile=True, recompute=True,
     )  # fmt: skip
-    loss = TransformerOptions(label_drop=0.0, refine_share=0.25, scale_weights="lognorm")
+    loss = TransformerOptions(
+        label_drop=0.0, refine_share=0.25, scale_weights="lognorm", teacher_kl=0.5
+    )
     assert loss.apply_loss(TransformerLossConfig()) == TransformerLossConfig(
-        label_drop=0.0, refine_share=0.25, scale_weights="lognorm"
+        label_drop=0.0, refine_share=0.25, scale_weights="lognorm", teacher_kl=0.5
     )
 
 
