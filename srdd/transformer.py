@@ -28,6 +28,8 @@ from srdd.quantize import MultiScaleQuantizer
 from srdd.rng import hash_counters, uniform
 from srdd.scales import ScaleSchedule
 
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
 
 class Conditioning(NamedTuple):
     """All that the class decides, computed once a call. The first dimension is an image's.
@@ -77,6 +79,37 @@ class Block(nn.Module):
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, width) / math.sqrt(width))
         else:
             self.ada_lin = RowLinear(width, 6 * width)
+
+    def ada(self, given: Tensor) -> Tensor:
+        """This block's AdaLN before 1 is added to its scales: [B, 6, W].
+
+        Args:
+            given: the class's activation [B, W], or, where all blocks share one AdaLN, its rows
+                [B, 6, W].
+        """
+        if given.dim() == 3:
+            return given + self.ada_gss[0]
+        out: Tensor = self.ada_lin(given).unflatten(1, (6, -1))
+        return out
+
+    def forward(
+        self, x: Tensor, given: Tensor, attend: Attend, path_keys_B: Tensor | None = None
+    ) -> Tensor:
+        """The block as training runs it, by its own weights alone: [B, L, W] -> [B, L, W].
+
+        Args:
+            x: all scales.
+            given: what :meth:`ada` takes.
+            attend: queries, keys and values [B, H, L, hd], and the softmax's scale, to what the
+                heads attended to.
+            path_keys_B: int64 [B], keys of stochastic depth; None leaves it out.
+        """
+        ada_B6W = self.ada(given)
+        ada_B6W[:, 2:4].add_(1)
+        (constants,) = attention_constants([self.attn])
+        q, k, v = self.project(x, ada_B6W, constants)
+        attended = attend(q, k, v, self.attn.softmax_scale)
+        return self.finish(x, attended, ada_B6W, path_keys_B)
 
     def modulated(self, x: Tensor, scale_BW: Tensor, shift_BW: Tensor) -> Tensor:
         """Layer norm without parameters, then the class's scale and shift."""
@@ -167,22 +200,26 @@ class ScaleTransformer(nn.Module):
                 f"class), got {labels_B.tolist()}"
             )
 
-    def conditioning(self, labels_B: Tensor) -> Conditioning:
-        """Everything the class decides: int64 [B], up to the null class -> rows for each image."""
+    def _classes(self, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The class embedding [B, W], its activation [B, W], and what the blocks' AdaLN takes."""
         if self.config.unconditional:
             labels_B = torch.full_like(labels_B, self.null_class)
         start_BW = self.class_emb(labels_B)
         active_BW = F.silu(start_BW)
         if self.config.shared_aln:
-            shared = self.shared_ada_lin(active_BW).unflatten(1, (6, -1))
-            rows = [shared + block.ada_gss[0] for block in self.layers]
-        else:
-            rows = [block.ada_lin(active_BW).unflatten(1, (6, -1)) for block in self.layers]
-        blocks_BD6W = torch.stack(rows, dim=1)
-        blocks_BD6W[:, :, 2:4].add_(1)
+            return start_BW, active_BW, self.shared_ada_lin(active_BW).unflatten(1, (6, -1))
+        return start_BW, active_BW, active_BW
+
+    def _head_rows(self, active_BW: Tensor) -> Tensor:
         head_B2W = self.head_ada(active_BW).unflatten(1, (2, -1)).float()
-        head_B2W = torch.stack((head_B2W[:, 0] + 1, head_B2W[:, 1]), dim=1)
-        return Conditioning(start_BW, blocks_BD6W, head_B2W)
+        return torch.stack((head_B2W[:, 0] + 1, head_B2W[:, 1]), dim=1)
+
+    def conditioning(self, labels_B: Tensor) -> Conditioning:
+        """Everything the class decides: int64 [B], up to the null class -> rows for each image."""
+        start_BW, active_BW, given = self._classes(labels_B)
+        blocks_BD6W = torch.stack([block.ada(given) for block in self.layers], dim=1)
+        blocks_BD6W[:, :, 2:4].add_(1)
+        return Conditioning(start_BW, blocks_BD6W, self._head_rows(active_BW))
 
     def position(self, scale: int) -> Tensor:
         """Position plus level embedding of one scale, by its index in ``schedule``: [1, l, W]."""
@@ -229,7 +266,10 @@ class ScaleTransformer(nn.Module):
 
     def before_head(self, x_BlW: Tensor, conditioning: Conditioning) -> Tensor:
         """Norm, scale and shift before the linear head, float32: [B, l, W] -> [B, l, W]."""
-        scale_BW, shift_BW = conditioning.head_B2W.unbind(1)
+        return self._modulated(x_BlW, conditioning.head_B2W)
+
+    def _modulated(self, x_BlW: Tensor, head_B2W: Tensor) -> Tensor:
+        scale_BW, shift_BW = head_B2W.unbind(1)
         normed = F.layer_norm(x_BlW.float(), x_BlW.shape[-1:], eps=self.config.norm_eps)
         return torch.addcmul(shift_BW[:, None], normed, scale_BW[:, None])
 
@@ -260,21 +300,19 @@ class ScaleTransformer(nn.Module):
         if tokens_BlC is None:
             with torch.no_grad():
                 tokens_BlC = self.quantizer.teacher_input(codes_BL)
-        conditioning = self.conditioning(labels_B)
+        start_BW, active_BW, given = self._classes(labels_B)
         levels = zip(self.level_embed.weight, self.schedule.spans, strict=True)
         level_LW = torch.cat([level_W.expand(end - begin, -1) for level_W, (begin, end) in levels])
-        start = conditioning.start_BW[:, None] + self.pos_start
+        start = start_BW[:, None] + self.pos_start
         x_BLW = torch.cat((start, self.word_embed(tokens_BlC.to(start.dtype))), dim=1)
         x_BLW = x_BLW + (self.pos_embed + level_LW)
-
-        mask, schedule = self.config.mask, self.schedule
-        constants = self.constants()
         for depth, block in enumerate(self.layers):
-            ada_B6W = conditioning.blocks_BD6W[:, depth]
-            q, k, v = block.project(x_BLW, ada_B6W, constants[depth])
-            backend = self.backend or choose_backend(mask, schedule.length, q)
-            attended = attend_scales(q, k, v, mask, schedule, backend, block.attn.softmax_scale)
             keys_B = None if path_keys_B is None else hash_counters(path_keys_B, depth)
-            x_BLW = block.finish(x_BLW, attended, ada_B6W, keys_B)
-        logits_BLV: Tensor = self.head(self.before_head(x_BLW, conditioning))
+            x_BLW = block(x_BLW, given, self._attend, keys_B)
+        logits_BLV: Tensor = self.head(self._modulated(x_BLW, self._head_rows(active_BW)))
         return logits_BLV
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
+        mask, schedule = self.config.mask, self.schedule
+        backend = self.backend or choose_backend(mask, schedule.length, q)
+        return attend_scales(q, k, v, mask, schedule, backend, softmax_scale)

@@ -16,7 +16,7 @@ from srdd_platform.codes import codes_dir
 from srdd_platform.data import Manifest
 from srdd_platform.data_options import code_settings, pixel_settings
 from srdd_platform.files import digest, sha256_file
-from srdd_platform.options import Options, TransformerOptions
+from srdd_platform.options import Options, Parallel, TransformerOptions
 from srdd_platform.runs import model_dir
 from srdd_platform.tokenizer_options import tokenizer_settings
 
@@ -37,6 +37,7 @@ class Job:
     extractor: tuple[str, ...] = ()  # name and weights: of the features behind a tokenizer's rFID
     init_from: str = ""  # pipeline or run directory whose weights a transformer begins with
     workers: int = 1
+    parallel: Parallel = "ddp"  # how workers share a model
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1  # of a CPU worker
     checkpoint_every: int = 50
@@ -78,8 +79,10 @@ def make_job(
     """The job that trains one model of a preset.
 
     Raises:
-        UserError: data, tokenizer and preset do not fit together.
+        UserError: data, tokenizer and preset do not fit together, or the kind cannot be sharded.
     """
+    if options.parallel == "fsdp" and kind != "transformer":
+        raise UserError(f"--parallel fsdp shards a transformer's blocks: train a {kind} with ddp")
     manifest = Manifest.load(data)
     if manifest.resolution != preset.tokenizer.resolution:
         raise UserError(
@@ -136,6 +139,7 @@ def make_job(
         tokenizer=str(tokenizer.resolve()) if tokenizer else "",
         codes=codes,
         workers=options.workers,
+        parallel=options.parallel,
         device=options.device,
         threads=options.threads,
         checkpoint_every=options.checkpoint_every or preset.checkpoint_every,

@@ -14,6 +14,7 @@ from srdd.train.config import (
 )
 from srdd_platform.data_options import DataOptions
 
+Parallel = Literal["ddp", "fsdp"]
 C = TypeVar("C", OptimConfig, TransformerLossConfig)
 
 
@@ -22,6 +23,7 @@ class Options(DataOptions):
     """What every training takes beside its preset. None leaves the preset's value."""
 
     workers: int = 1  # Ray Train workers; the batch size is global, whatever their number
+    parallel: Parallel = "ddp"  # each worker has the whole model, or (transformers) a shard of it
     max_steps: int | None = None  # optimizer updates, instead of the preset's
     extend_to: int = 0  # steps in all: goes on with a run, finished or not, at its last rate
     batch_size: int | None = None  # instead of the preset's; so are the next ones

@@ -13,10 +13,8 @@ from typing import Any
 import ray
 import ray.train
 import torch
-import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, prepare_model
-from torch import Tensor, nn
+from ray.train.torch import TorchTrainer
 
 from srdd.errors import UserError
 from srdd.fields import from_dict
@@ -28,6 +26,7 @@ from srdd_platform.checkpoints import read_state, write_state
 from srdd_platform.data import ShardDataset
 from srdd_platform.files import write_json
 from srdd_platform.jobs import Job
+from srdd_platform.parallel import make_workers
 from srdd_platform.runs import append_metrics, cut_metrics, failure
 from srdd_platform.tasks import begin_from, build_task
 from srdd_platform.validation import validate
@@ -37,32 +36,19 @@ KEEP_CHECKPOINTS = 2
 MAX_FAILURES = 3  # lost workers; an error that repeats is not retried
 
 
-class Workers:
-    """All workers of the run; what they must agree on goes through here."""
-
-    def __init__(self) -> None:
-        context = ray.train.get_context()
-        self.rank = context.get_world_rank()
-        self.world = context.get_world_size()
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The elementwise sum over workers."""
-        if self.world == 1:
-            return tensor
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-
-
 def worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs. ``config`` is a :class:`Job` as a dict."""
     job = Job(**config)
     if job.device == "cpu":
         torch.set_num_threads(job.threads)
-    reduce = Workers()
     run, device = Path(job.run), torch.device(job.device)
+    optim = from_dict(OptimConfig, job.settings["optim"], "optim")
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    half = optim.precision == "bfloat16"
+    reduce = make_workers(job.parallel, rank, world, device, half=half)
     task = build_task(job)
-    task.module.to(device)
+    reduce.place(task, device)
     resume = _load_checkpoint(job)
     if resume is None and job.init_from:
         begin_from(task, Path(job.init_from))
@@ -89,27 +75,20 @@ def worker(config: dict[str, Any]) -> None:
             )  # every worker reports: it is a barrier
 
     def validated() -> dict[str, float]:
+        whole = reduce.assembled(task)
         if reduce.rank != 0:  # they wait at the next step
             return {}
-        found = validate(task, Path(job.data), job.codes, device, job.extractor)
+        found = validate(whole, Path(job.data), job.codes, device, job.extractor)
         return {name: value for name, value in found.items() if name != "n"}
-
-    def wrap(module: nn.Module) -> nn.Module:
-        if reduce.world == 1:
-            return module
-        distributed: nn.Module = prepare_model(
-            module, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
-        )
-        return distributed
 
     try:
         ema = fit(
             task,
-            from_dict(OptimConfig, job.settings["optim"], "optim"),
+            optim,
             lambda step: batches(job, reduce, step, device),
             extend_to=job.extend_to,
             resume=resume,
-            wrap=wrap,
+            wrap=reduce.wrap,
             reduce=reduce,
             log_every=job.log_every,
             on_log=on_log,
@@ -118,9 +97,11 @@ def worker(config: dict[str, Any]) -> None:
             validate_every=job.validate_every,
             validate=validated,
         )
+        with ema.applied():
+            whole = reduce.assembled(task)
+            if reduce.rank == 0:
+                found = validate(whole, Path(job.data), job.codes, device, job.extractor)
         if reduce.rank == 0:
-            with ema.applied():
-                found = validate(task, Path(job.data), job.codes, device, job.extractor)
             write_json(run / "validation.json", found)
     except (FloatingPointError, UserError) as error:  # would only repeat: no retry
         if reduce.rank == 0:

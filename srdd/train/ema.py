@@ -57,9 +57,12 @@ class Ema:
         finally:
             self._swap()
 
-    def _swap(self) -> None:
+    @torch.no_grad()
+    def _swap(self) -> None:  # in place: weights that lie in shards have their own views of it
         for name, weight in self._weights.items():
-            weight.data, self.shadow[name] = self.shadow[name], weight.data
+            own = weight.detach().clone()
+            weight.copy_(self.shadow[name])
+            self.shadow[name].copy_(own)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name; empty where there is none."""

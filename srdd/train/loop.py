@@ -29,7 +29,10 @@ class Batch(NamedTuple):
 
 
 class Reduce(Protocol):
-    """What several workers must agree on; one worker agrees with itself."""
+    """What several workers must agree on; one worker agrees with itself.
+
+    Every worker calls each method. As they stand here, every worker has all weights whole.
+    """
 
     rank: int
     world: int
@@ -38,9 +41,21 @@ class Reduce(Protocol):
         """The elementwise sum over workers; the tensor itself where there is one worker."""
         ...
 
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A tensor of which each worker has a part, as one."""
+        return tensor
+
+    def part(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """This worker's part of a whole tensor, laid out as ``like`` is."""
+        return tensor
+
+    def gather(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A nested state with whole tensors; the first worker alone needs to have it."""
+        return state
+
 
 @dataclass(slots=True)
-class Alone:
+class Alone(Reduce):
     """One worker."""
 
     rank: int = 0
@@ -112,14 +127,39 @@ def clear_gradients(weights: Iterable[nn.Parameter]) -> None:
 def save_state(
     task: Task, optimizer: torch.optim.Optimizer, ema: Ema, step: int, reduce: Reduce
 ) -> dict[str, Any]:
-    """All that resuming needs after ``step`` updates."""
-    return {
-        "step": step,
+    """All that resuming needs after ``step`` updates, whatever the number of workers.
+
+    The first worker has it; the others may have less.
+    """
+    weights = {
         "module": task.module.state_dict(),
         "ema": ema.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "task": task.state_dict(reduce),
     }
+    return {"step": step, **reduce.gather(weights), "task": task.state_dict(reduce)}
+
+
+def load_state(
+    task: Task, optimizer: torch.optim.Optimizer, ema: Ema, state: dict[str, Any], reduce: Reduce
+) -> int:
+    """Undo :func:`save_state`; returns the number of updates done."""
+
+    def parts(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: reduce.part(x, own.get(name, x)) for name, x in tensors.items()}
+
+    task.module.load_state_dict(parts(state["module"], task.module.state_dict()))
+    ema.load_state_dict(parts(state["ema"], ema.state_dict()))
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    moments = {
+        i: {
+            name: reduce.part(x, weights[i]) if x.shape == weights[i].shape else x
+            for name, x in of.items()
+        }
+        for i, of in state["optimizer"]["state"].items()
+    }
+    optimizer.load_state_dict({**state["optimizer"], "state": moments})
+    task.load_state_dict(state["task"], reduce)
+    return int(state["step"])
 
 
 def fit(
@@ -147,13 +187,16 @@ def fit(
         config: optimizer, schedule and seed.
         batches: from the step to begin at, this worker's batches from there on.
         extend_to: go on to this many updates, at the schedule's last rates.
-        resume: a state of :func:`save_state`.
-        wrap: makes the module's forward and backward distributed.
+        resume: a state of :func:`save_state`, which is used up.
+        wrap: makes the module's forward and backward distributed, and may lay out its weights
+            over the workers, in place. What it returns may have a context ``no_sync``, inside
+            which workers' gradients do not meet.
         reduce: the other workers.
         log_every: updates between calls of ``on_log``, which gets means over all workers.
         on_log: called with the number of updates done and the metrics.
         checkpoint_every: updates between calls of ``on_checkpoint``; the last one always.
-        on_checkpoint: called on every worker with the updates done and the state.
+        on_checkpoint: called on every worker with the updates done and the state, which is
+            complete on the first.
         validate_every: updates between calls of ``validate``; 0 never.
         validate: called on every worker, with the weights that the finished model would have;
             what it returns is logged as ``val_<name>``.
@@ -164,16 +207,12 @@ def fit(
     Raises:
         FloatingPointError: the loss is no longer finite; the step and the worst scale are named.
     """
+    module = wrap(task.module)  # first: it may leave each worker a part of the weights
     optimizer = build_optimizer(task.module, config)
     ema = Ema(task.module, config.ema)
     step, faults, last = 0, 0, max(config.steps, extend_to)
     if resume is not None:
-        task.module.load_state_dict(resume["module"])
-        ema.load_state_dict(resume["ema"])
-        optimizer.load_state_dict(resume["optimizer"])
-        task.load_state_dict(resume["task"], reduce)
-        step = int(resume["step"])
-    module = wrap(task.module)
+        step = load_state(task, optimizer, ema, resume, reduce)
     task.module.train()
     weights = [weight for weight in task.module.parameters() if weight.requires_grad]
     stream = batches(step)
@@ -182,7 +221,9 @@ def fit(
         set_rates(optimizer, config, step)
         clear_gradients(weights)
         parts = _backward(module, batch, step, config, reduce)
-        norm = nn.utils.clip_grad_norm_(task.module.parameters(), config.clip or math.inf)
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        norm = reduce.whole(nn.utils.get_total_norm(grads))
+        nn.utils.clip_grads_with_norm_(weights, config.clip or math.inf, norm)
         finite = bool(torch.isfinite(norm))  # the norm is global: all workers agree
         faults = 0 if finite else faults + 1
         if faults >= config.nonfinite_steps:

@@ -22,7 +22,7 @@ from srdd.train.codebook import (
     quantize,
 )
 from srdd.train.config import OptimConfig, TokenizerLossConfig
-from srdd.train.loop import ALONE, Batch, fit
+from srdd.train.loop import ALONE, Batch, Reduce, fit
 from srdd.train.tokenizer import TokenizerTask, to_float
 
 Same = Callable[[Any, Any], None]
@@ -60,7 +60,7 @@ def _task(optim: OptimConfig = OPTIM, **loss: Any) -> TokenizerTask:
     return task
 
 
-class Worker:
+class Worker(Reduce):
     """One of two workers that add their tensors."""
 
     world = 2

@@ -18,7 +18,7 @@ from srdd.errors import UserError
 from srdd.tokenizer import Tokenizer
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
-from srdd.train.loop import ALONE, Batch, Task, fit
+from srdd.train.loop import ALONE, Batch, Reduce, Task, fit
 from srdd.train.optim import build_optimizer, lr_at
 from srdd.train.tokenizer import TokenizerTask, to_float
 from srdd.train.transformer import TransformerTask, init_weights, nll_per_scale
@@ -217,7 +217,7 @@ def test_the_gradient_is_clipped_by_its_norm() -> None:
     assert norms[0.01][1] == pytest.approx(norms[0.0][1], rel=1e-5)  # before clipping
 
 
-class Worker:
+class Worker(Reduce):
     """One of two workers, run in threads that meet at every sum."""
 
     def __init__(self, rank: int, barrier: threading.Barrier, parts: list[Any]) -> None:

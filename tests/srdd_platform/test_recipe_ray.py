@@ -130,12 +130,14 @@ def test_a_killed_worker_changes_nothing(
     assert (run / "validation.json").read_text() == (whole / "validation.json").read_text()
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_workers_train_the_same_model(
-    make: Make, whole: Path, ray_session: Session, tmp_path: Path
+    make: Make, whole: Path, ray_session: Session, tmp_path: Path, parallel: str
 ) -> None:
     """Shares of 17 and 16 of 33 samples, each in two parts."""
     run = tmp_path / "two"
-    train([make(run, workers=2)], ray_session, said())
+    train([make(run, workers=2, parallel=parallel)], ray_session, said())
+    assert json.loads((run / "config.json").read_text())["runtime"]["parallel"] == parallel
     for one, two in zip(read_metrics(whole), read_metrics(run), strict=True):
         assert two == pytest.approx(one, rel=2e-3)
     for name, tensor in weights(whole).items():
