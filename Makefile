@@ -24,7 +24,7 @@ sweep: $(INSTALLED) ## train on digits, search the sampler, write the report (AR
 	$(BIN)/python sweeps/resample_threshold.py $(ARGS)
 
 test: lint ## lint, types, import contract, tests (ARGS="-k sampling")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy --strict, import contract
 	$(BIN)/ruff check .

@@ -15,6 +15,14 @@ from srdd_platform.ray_session import Session, session
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist: tests that share a Ray go to one process, others by file."""
+    for item in items:
+        shared = item.get_closest_marker("ray") is not None
+        group = "ray" if shared else item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """One thread a process: sums come out in one order, and two cores serve Ray's workers too."""
