@@ -37,7 +37,7 @@ def digits() -> Preset:
             resolution=16, patch_nums=patch_nums, vocab_size=128, z_channels=16,
             ch=16, ch_mult=(1, 2, 2), num_res_blocks=1,
         ),
-        tokenizer_loss=TokenizerLossConfig(),
+        tokenizer_loss=TokenizerLossConfig(restart_vote="vector"),  # as its figures were measured
         tokenizer_optim=OptimConfig(steps=600, lr=3e-3, weight_decay=0.0),
         transformer=TransformerConfig(
             patch_nums=patch_nums, num_classes=10, depth=4, width=128, num_heads=4,
@@ -60,7 +60,7 @@ def cifar10() -> Preset:
             ch=32, ch_mult=(1, 2, 2), num_res_blocks=1,
         ),
         tokenizer_loss=TokenizerLossConfig(),
-        tokenizer_optim=OptimConfig(steps=6000, lr=2e-3, weight_decay=0.0),
+        tokenizer_optim=OptimConfig(steps=4000, lr=2e-3, weight_decay=0.0),
         transformer=var_size(
             TransformerConfig(
                 patch_nums=patch_nums, num_classes=10, vocab_size=512, z_channels=16,

@@ -6,11 +6,14 @@ from torch import Tensor
 
 from srdd.quantize import MultiScaleQuantizer, Quantized
 from srdd.rng import uniform
+from srdd.scales import ScaleSchedule
+from srdd.train.config import RestartVote
 from srdd.train.loop import Reduce
 
 _DROP = 0x5CA1E  # a stream of random numbers
 DROPPED = 0.5  # of the scales before the last, in an image that loses some
 _MEMORY = 0.9  # of the running mean of assignments
+_WANTED_USE = 0.9  # share of the codes that every scale should use
 
 
 def codebook_usage(counts_V: Tensor) -> tuple[float, float]:
@@ -18,6 +21,38 @@ def codebook_usage(counts_V: Tensor) -> tuple[float, float]:
     share_V = counts_V.double() / counts_V.sum().clamp_min(1)
     used = (counts_V > 0).double().mean()
     return float(used), float(torch.special.entr(share_V).sum().exp())
+
+
+def dead_codes(used_SV: Tensor, below: float, vote: RestartVote) -> Tensor:
+    """The codes that hardly any vector uses, int64 [n].
+
+    Args:
+        used_SV: how often each scale used each code.
+        below: a code is dead where its share is at most this share of an even use, 1 / V.
+        vote: "vector" takes a code's share of all vectors: the finest scale outvotes the others,
+            and codes that only a coarse one needs count as dead. "scale" takes the mean over
+            scales of its share of each one's vectors.
+    """
+    if vote == "vector":
+        used_SV = used_SV.sum(0, keepdim=True)
+    share_SV = used_SV.double() / used_SV.sum(1, keepdim=True).clamp_min(1)
+    return (share_SV.mean(0) <= below / used_SV.shape[1]).nonzero()[:, 0]
+
+
+def needy_scales(used_SV: Tensor, schedule: ScaleSchedule, uniform_n: Tensor) -> Tensor:
+    """Where restarted codes go: indices of scales, int64 [n], from numbers in [0, 1].
+
+    A scale is drawn in proportion to its vectors times the share of codes that it lacks to use
+    nine in ten; where none lacks any, in proportion to its vectors.
+    """
+    usage_S = (used_SV > 0).double().mean(1)
+    vectors_S = torch.tensor([end - begin for begin, end in schedule.spans]).to(usage_S)
+    lack_S = (_WANTED_USE - usage_S).clamp_min(0)
+    if not lack_S.any():
+        lack_S = torch.ones_like(lack_S)
+    bounds_S = (lack_S * vectors_S).cumsum(0)
+    chosen_n = torch.searchsorted(bounds_S, uniform_n.to(bounds_S) * bounds_S[-1], right=True)
+    return chosen_n.clamp_max(int(lack_S.nonzero()[-1]))
 
 
 def keep_scales(

@@ -8,6 +8,7 @@ from srdd.fields import SPARSE, require, settle
 LrSchedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["float32", "bfloat16"]
 ScaleWeights = Literal["uniform", "lognorm"]
+RestartVote = Literal["scale", "vector"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +68,8 @@ class TokenizerLossConfig:
     vq: float = 1.0  # mean over scales of VAR's VQ loss
     beta: float = 0.25  # share of the VQ loss that trains the encoder
     restart_every: int = 50  # steps between restarts of dead codes; 0 never
-    restart_below: float = 0.5  # a code is dead below this share of an even use; 0: unused only
+    restart_below: float = 0.5  # a code is dead below this share of an even use (see dead_codes)
+    restart_vote: RestartVote = "scale"  # who says which are dead and where they go: each alike
     restart_until: float = 0.8  # share of the steps after which codes are left alone
     entropy: float = 0.0  # weight of the entropy of soft assignments, see srdd.train.codebook
     entropy_temperature: float = 0.1  # of distances relative to their mean over the codes

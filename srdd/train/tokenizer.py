@@ -13,7 +13,15 @@ from srdd.quantize import MultiScaleQuantizer
 from srdd.rng import hash_counters
 from srdd.tokenizer import Tokenizer
 from srdd.train.adversarial import Adversary
-from srdd.train.codebook import DROPPED, EntropyTerm, codebook_usage, keep_scales, quantize
+from srdd.train.codebook import (
+    DROPPED,
+    EntropyTerm,
+    codebook_usage,
+    dead_codes,
+    keep_scales,
+    needy_scales,
+    quantize,
+)
 from srdd.train.config import OptimConfig, TokenizerLossConfig
 from srdd.train.loop import Batch, Reduce
 from srdd.train.perceptual import Lpips
@@ -167,18 +175,20 @@ class TokenizerTask:
         used_SV = reduce.sum(self.module.used_SV.clone())
         self.module.used_SV.zero_()
         if done <= self.loss.restart_until * self.optim.steps:
-            self._restart(used_SV.sum(0), batch, step, reduce)
+            self._restart(used_SV, batch, step, reduce)
 
     @torch.no_grad()
-    def _restart(self, used_V: Tensor, batch: Batch, step: int, reduce: Reduce) -> None:
+    def _restart(self, used_SV: Tensor, batch: Batch, step: int, reduce: Reduce) -> None:
         """Dead codes move to residuals just seen."""
-        even = used_V.sum() / len(used_V)
-        dead = (used_V <= self.loss.restart_below * even).nonzero()[:, 0]
+        dead = dead_codes(used_SV, self.loss.restart_below, self.loss.restart_vote)
         if not len(dead):
             return
         f = self.tokenizer.latent(to_float(batch.inputs))
         shape = _shape(f, self.tokenizer)
         picks = _picks(self.optim.seed, _RESTART, step, dead, f.device)
+        if self.loss.restart_vote == "scale":
+            draws_n = picks[:, 1].double() / 2**62
+            picks[:, 1] = needy_scales(used_SV, self.tokenizer.schedule, draws_n)
         # The picked sample is one of the global batch; the worker that holds it tells the rest.
         place = picks[:, 0] % batch.global_size
         mine = place % reduce.world == reduce.rank

@@ -15,8 +15,10 @@ from srdd import Pipeline
 from srdd.classifier import ClassifierConfig
 from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
+from srdd.scales import ScaleSchedule
 from srdd.tokenizer import Tokenizer
 from srdd.train.classifier import ClassifierTask
+from srdd.train.codebook import needy_scales
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
 from srdd.train.loop import ALONE, Batch, Reduce, Task, fit
 from srdd.train.optim import build_optimizer, lr_at
@@ -305,18 +307,21 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+@pytest.mark.parametrize("vote", ["vector", "scale"])
 @pytest.mark.parametrize("below", [0.0, 0.5])
 @torch.no_grad()
-def test_a_restart_replaces_exactly_the_dead_codes(below: float) -> None:
+def test_a_restart_replaces_exactly_the_dead_codes(below: float, vote: str) -> None:
     """Dead: used at most ``below`` times as often as all codes would be if used alike."""
-    task = _tokenizer_task(restart_below=below)
+    task = _tokenizer_task(restart_below=below, restart_vote=vote)
     stream = _batches(_images(), 4)(0)
     weight = task.tokenizer.quantizer.codebook.weight
     batches = [next(stream) for _ in range(4)]
     for step, batch in enumerate(batches):
         task.module(batch, step)
-        usage_V = _usage(task)
-        unused = usage_V <= below * usage_V.sum() / 64
+        used_SV = task.module.used_SV.double()
+        if vote == "scale":  # each scale counts alike, however many vectors it has
+            used_SV = used_SV / used_SV.sum(1, keepdim=True)
+        unused = used_SV.sum(0) <= below * used_SV.sum() / 64
         before = weight.clone()
         task.after_step(batch, step, ALONE)
         if step < 3:
@@ -334,6 +339,19 @@ def test_a_restart_replaces_exactly_the_dead_codes(below: float) -> None:
     distance = _distances(after[unused], pool).min(1).values
     assert float(distance.max()) < 1e-5
     assert len(after[unused].unique(dim=0)) > 5
+
+
+def test_restarts_go_where_codes_are_lacking() -> None:
+    """Scale 1 uses all codes; 2x2 lacks 0.4 of them and 4x4 0.1: 4 * 0.4 against 16 * 0.1."""
+    schedule = ScaleSchedule((1, 2, 4))
+    used_SV = torch.zeros(3, 10, dtype=torch.int64)
+    used_SV[0], used_SV[1, :5], used_SV[2, :8] = 1, 1, 1
+    draws = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    share_S = torch.bincount(needy_scales(used_SV, schedule, draws), minlength=3) / 1001
+    torch.testing.assert_close(share_S, torch.tensor([0.0, 0.5, 0.5]), atol=1e-3, rtol=0)
+    used_SV[:] = 1
+    share_S = torch.bincount(needy_scales(used_SV, schedule, draws), minlength=3) / 1001
+    torch.testing.assert_close(share_S, torch.tensor([1.0, 4.0, 16.0]) / 21, atol=2e-3, rtol=0)
 
 
 @torch.no_grad()
