@@ -69,7 +69,7 @@ def cifar10() -> Preset:
         ),
         transformer_loss=TransformerLossConfig(label_drop=0.1),
         transformer_optim=OptimConfig(
-            steps=1700, lr=1.5e-3, weight_decay=0.05, ema=0.99, precision="bfloat16"
+            steps=3000, batch_size=32, lr=1e-3, ema=0.995, precision="bfloat16"
         ),
         init_gate=0.5,
         classifier_optim=OptimConfig(steps=1000, lr=2e-3, weight_decay=0.01),

@@ -74,6 +74,23 @@ def test_a_backends_gradients_are_those_of_the_dense_bias(backend: Backend, mask
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("mask", MASKS)
+def test_half_precision_on_cpu_is_trained_through_attention_in_float32(mask: Mask) -> None:
+    """Its own backward pass there is slow and less exact."""
+    half = [part.detach().bfloat16().requires_grad_() for part in _qkv()]
+    exact = [part.detach().float().requires_grad_() for part in half]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend_scales(*half, mask, SCHEDULE, "scales", 0.7)
+    wanted = attend_scales(*exact, mask, SCHEDULE, "scales", 0.7)
+    assert torch.equal(out, wanted.bfloat16())
+    (out.float() * wanted.detach()).sum().backward()
+    (wanted * wanted.detach()).sum().backward()
+    for own, full in zip(half, exact, strict=True):
+        assert own.grad is not None
+        assert full.grad is not None
+        torch.testing.assert_close(own.grad.float(), full.grad, atol=1e-2, rtol=1e-2)
+
+
 @needs_cuda
 @pytest.mark.parametrize(("backend", "mask"), ON_CUDA)
 def test_values_and_gradients_on_cuda(backend: Backend, mask: Mask) -> None:
