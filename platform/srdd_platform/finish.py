@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from srdd.checkpoint import save_model
-from srdd.config import SamplerConfig
+from srdd.config import SamplerConfig, TransformerConfig
 from srdd.errors import UserError
 from srdd.pipeline import Pipeline, load_tokenizer, save_pipeline, save_tokenizer
 from srdd.train.classifier import ClassifierTask
@@ -22,6 +22,11 @@ from srdd_platform.runs import failure, model_dir
 from srdd_platform.tasks import build_task
 
 UNCONDITIONAL = "image"  # the one class of an unconditional model
+
+
+def class_names(job: Job, config: TransformerConfig) -> tuple[str, ...]:
+    """The names of a transformer's classes, in label order."""
+    return (UNCONDITIONAL,) if config.unconditional else Manifest.load(Path(job.data)).classes
 
 
 def finish(job: Job, checkpoint: Path) -> None:
@@ -42,8 +47,6 @@ def finish(job: Job, checkpoint: Path) -> None:
         else:
             assert isinstance(task, TransformerTask)
             tokenizer = load_tokenizer(model_dir(Path(job.tokenizer)))
-            names = Manifest.load(Path(job.data)).classes
-            if task.model.config.unconditional:
-                names = (UNCONDITIONAL,)
+            names = class_names(job, task.model.config)
             save_pipeline(Pipeline(tokenizer, task.model, SamplerConfig(), names), directory)
     mark_finished(Path(job.run))

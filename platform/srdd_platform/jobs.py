@@ -43,6 +43,7 @@ class Job:
     checkpoint_every: int = 50
     log_every: int = 10
     validate_every: int = 0  # steps; 0: at the end alone
+    grid_every: int = 0  # steps; 0: at the end alone
     extend_to: int = 0  # steps in all, where they are more than the settings'
     loader_workers: int = 1  # threads that read and decode ahead
 
@@ -144,6 +145,7 @@ def make_job(
         threads=options.threads,
         checkpoint_every=options.checkpoint_every or preset.checkpoint_every,
         validate_every=options.validate_every,
+        grid_every=options.grid_every,
         extend_to=options.extend_to,
         loader_workers=options.loader_workers,
         **more,

@@ -45,12 +45,13 @@ class Options(DataOptions):
     threads: int = 1  # of a CPU worker
     checkpoint_every: int | None = None  # steps, instead of the preset's
     validate_every: int = 0  # steps between held-out losses in the log; 0: at the end alone
+    grid_every: int = 0  # steps between grids of samples or reconstructions; 0: at the end alone
 
     def __post_init__(self) -> None:
         self.check_data()
         if self.workers < 1:
             raise UserError(f"--workers must be positive, got {self.workers}")
-        for name in ("extend_to", "validate_every"):
+        for name in ("extend_to", "validate_every", "grid_every"):
             if getattr(self, name) < 0:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} must be >= 0, got {getattr(self, name)}")

@@ -2,11 +2,15 @@
 
 ::
 
-    config.json      kind, code version, settings (compared on resume) and runtime (not compared)
-    metrics.jsonl    one object with ``step`` and the losses a line
-    checkpoints/     step_NNNNNN/
-    validation.json  what the finished model reaches on the held-out split
-    model/           the finished model or pipeline directory
+    config.json       kind, code version, settings (compared on resume) and runtime (not compared)
+    metrics.jsonl     one object with ``step`` and the losses a line; equal runs write equal bytes
+    throughput.jsonl  the same steps with what a clock says: ``time`` (seconds since 1970),
+                      ``images_per_s``, ``mfu``, ``data_wait`` (see srdd_platform.meter)
+    grids/            step_NNNNNN.png, samples or reconstructions (see srdd_platform.grids)
+    tensorboard/      event files, written anew from the files above (see srdd_platform.events)
+    checkpoints/      step_NNNNNN/
+    validation.json   what the finished model reaches on the held-out split
+    model/            the finished model or pipeline directory
 """
 
 import json
@@ -23,6 +27,7 @@ from srdd.errors import UserError
 from srdd_platform.files import read_json, write_bytes, write_json
 
 CONFIG = "config.json"
+METRICS, THROUGHPUT = "metrics.jsonl", "throughput.jsonl"
 _LOCK = ".lock"
 
 
@@ -143,19 +148,25 @@ def failure(directory: Path) -> str | None:
     return f"{directory}: {read_json(path)['error']}" if path.exists() else None
 
 
-def append_metrics(directory: Path, step: int, metrics: dict[str, float]) -> None:
-    """Add a line to ``metrics.jsonl``."""
-    with (directory / "metrics.jsonl").open("a") as file:
-        rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
+def append_metrics(
+    directory: Path, step: int, metrics: dict[str, float], name: str = METRICS, digits: int = 6
+) -> None:
+    """Add a line to ``metrics.jsonl``, or to the file of that name."""
+    with (directory / name).open("a") as file:
+        rounded = {name: float(f"{value:.{digits}g}") for name, value in metrics.items()}
         file.write(json.dumps({"step": step, **rounded}) + "\n")
 
 
-def read_metrics(directory: Path) -> list[dict[str, float]]:
+def read_metrics(directory: Path, name: str = METRICS) -> list[dict[str, float]]:
     """The lines of ``metrics.jsonl``; one that is half-written is left out."""
-    path = directory / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    path = directory / name
+    return parse_lines(path.read_text()) if path.exists() else []
+
+
+def parse_lines(text: str) -> list[dict[str, float]]:
+    """The JSON objects of some lines; what is no whole one is left out."""
     found = []
-    for line in lines:
+    for line in text.splitlines():
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
@@ -165,5 +176,7 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
 
 def cut_metrics(directory: Path, step: int) -> None:
     """Forget metrics after ``step``, from which the run goes on."""
-    kept = [json.dumps(line) + "\n" for line in read_metrics(directory) if line["step"] <= step]
-    write_bytes(directory / "metrics.jsonl", "".join(kept).encode())
+    for name in (METRICS, THROUGHPUT):
+        lines = read_metrics(directory, name)
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+        write_bytes(directory / name, "".join(kept).encode())

@@ -26,8 +26,9 @@ from srdd_platform.checkpoints import read_state, write_state
 from srdd_platform.data import ShardDataset
 from srdd_platform.files import write_json
 from srdd_platform.jobs import Job
+from srdd_platform.meter import Watch
 from srdd_platform.parallel import make_workers
-from srdd_platform.runs import append_metrics, cut_metrics, failure
+from srdd_platform.runs import failure
 from srdd_platform.tasks import begin_from, build_task
 from srdd_platform.validation import validate
 
@@ -56,12 +57,8 @@ def worker(config: dict[str, Any]) -> None:
         images = ShardDataset(Path(job.data), "train")
         seeds = [images[i]["image"] for i in range(min(SEED_IMAGES, len(images)))]
         task.seed_codebook(torch.stack(seeds).to(device))
-    if reduce.rank == 0:
-        cut_metrics(run, int(resume["step"]) if resume else 0)
-
-    def on_log(step: int, metrics: dict[str, float]) -> None:
-        if reduce.rank == 0:
-            append_metrics(run, step, metrics)
+    watch = Watch(job, task, device, reduce)
+    watch.begin(int(resume["step"]) if resume else 0)
 
     def on_checkpoint(step: int, state: dict[str, Any]) -> None:
         name = f"step_{step:06d}"
@@ -81,26 +78,34 @@ def worker(config: dict[str, Any]) -> None:
         found = validate(whole, Path(job.data), job.codes, device, job.extractor)
         return {name: value for name, value in found.items() if name != "n"}
 
+    def on_grid(step: int) -> None:
+        whole = reduce.assembled(task)
+        if reduce.rank == 0:
+            watch.grid(step, whole)
+
     try:
         ema = fit(
             task,
             optim,
-            lambda step: batches(job, reduce, step, device),
+            lambda step: watch.meter.stream(batches(job, reduce, step, device)),
             extend_to=job.extend_to,
             resume=resume,
             wrap=reduce.wrap,
             reduce=reduce,
             log_every=job.log_every,
-            on_log=on_log,
+            on_log=watch.log,
             checkpoint_every=job.checkpoint_every,
-            on_checkpoint=on_checkpoint,
+            on_checkpoint=watch.meter.apart(on_checkpoint),
             validate_every=job.validate_every,
-            validate=validated,
+            validate=watch.meter.apart(validated),
+            grid_every=job.grid_every,
+            on_grid=watch.meter.apart(on_grid),
         )
         with ema.applied():
             whole = reduce.assembled(task)
             if reduce.rank == 0:
                 found = validate(whole, Path(job.data), job.codes, device, job.extractor)
+                watch.grid(job.steps, whole)
         if reduce.rank == 0:
             write_json(run / "validation.json", found)
     except (FloatingPointError, UserError) as error:  # would only repeat: no retry

@@ -177,6 +177,8 @@ def fit(
     on_checkpoint: Callable[[int, dict[str, Any]], None] = lambda step, state: None,
     validate_every: int = 0,
     validate: Callable[[], dict[str, float]] = dict,
+    grid_every: int = 0,
+    on_grid: Callable[[int], None] = lambda step: None,
 ) -> Ema:
     """Train ``task`` for ``config.steps`` updates.
 
@@ -200,6 +202,9 @@ def fit(
         validate_every: updates between calls of ``validate``; 0 never.
         validate: called on every worker, with the weights that the finished model would have;
             what it returns is logged as ``val_<name>``.
+        grid_every: updates between calls of ``on_grid``; 0 never.
+        on_grid: called on every worker with the updates done, while the module has the weights
+            that the finished model would have; not after the last update.
 
     Returns:
         The weights' moving average, which the finished model takes.
@@ -241,6 +246,9 @@ def fit(
                 on_log(step, {**logged, "lr": lr_at(config, step - 1), "grad_norm": float(norm)})
             with ema.following():
                 task.after_step(batch, step - 1, reduce)
+        if grid_every > 0 and step % grid_every == 0 and step < last:
+            with ema.applied():
+                on_grid(step)
         due = checkpoint_every > 0 and step % checkpoint_every == 0 and finite
         if step == last or due:
             on_checkpoint(step, save_state(task, optimizer, ema, step, reduce))

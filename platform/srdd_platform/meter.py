@@ -1,0 +1,137 @@
+"""What the first worker of a training tells of it while it runs.
+
+``metrics.jsonl`` has what the training computes, the same in every run of the same settings.
+What a clock says stands apart, in ``throughput.jsonl``: ``images_per_s`` of all workers, ``mfu``
+(model FLOPs utilisation, of :mod:`srdd.train.flops` and :mod:`srdd_platform.peaks`; absent on a
+device whose peak is not known), and ``data_wait``, the share of that time spent waiting for the
+next batch. Time for checkpoints, validation and grids is not part of it, nor is the first update.
+
+Both go to Ray's metrics too, where its dashboard and Prometheus find them as
+``ray_srdd_train_loss`` and so on, with the tags ``run`` and ``kind``.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import torch
+from ray.util.metrics import Gauge
+
+from srdd.fields import from_dict
+from srdd.train.config import OptimConfig
+from srdd.train.flops import image_flops
+from srdd.train.loop import Batch, Reduce, Task
+from srdd_platform.grids import Painter, cut_grids, draw, painter
+from srdd_platform.jobs import Job
+from srdd_platform.peaks import device_peak
+from srdd_platform.runs import THROUGHPUT, append_metrics, cut_metrics
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+GAUGES = {
+    "step": "updates done",
+    "loss": "the loss that is minimised",
+    "images_per_s": "images of all workers a second",
+    "mfu": "share of the devices' peak that the model's products use",
+}
+
+
+class Meter:
+    """How fast updates follow each other, from the batches that they take."""
+
+    def __init__(self, batch_size: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.batch_size = batch_size
+        self._clock = clock
+        self._since: float | None = None  # none before the second batch
+        self._taken, self._apart, self._waited = 0, 0.0, 0.0
+
+    def stream(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, counted."""
+        first = True
+        while True:
+            before = self._clock()
+            if self._since is None and not first:  # the first update is done
+                self._since, self._taken, self._apart, self._waited = before, 0, 0.0, 0.0
+            first = False
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._waited += self._clock() - before
+            self._taken += 1
+            yield batch
+
+    def apart(self, action: Callable[P, R]) -> Callable[P, R]:
+        """The same action, whose time is no part of an update."""
+
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            before = self._clock()
+            try:
+                return action(*args, **kwargs)
+            finally:
+                self._apart += self._clock() - before
+
+        return timed
+
+    def read(self) -> dict[str, float]:
+        """``images_per_s`` and ``data_wait`` since the last call; empty where nothing is known."""
+        if self._since is None:
+            return {}
+        now = self._clock()
+        seconds = now - self._since - self._apart
+        found = {
+            "images_per_s": self._taken * self.batch_size / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        self._since, self._taken, self._apart, self._waited = now, 0, 0.0, 0.0
+        return found
+
+
+class Watch:
+    """Measures a training, and from its first worker tells files and Ray of it."""
+
+    def __init__(self, job: Job, task: Task, device: torch.device, reduce: Reduce) -> None:
+        optim = from_dict(OptimConfig, job.settings["optim"], "optim")
+        self.job, self.task, self.device = job, task, device
+        self.first = reduce.rank == 0
+        self.meter = Meter(optim.batch_size)
+        self._gauges: dict[str, Gauge] = {}
+        self._painter: Painter | None = None
+        if not self.first:
+            return
+        peak = device_peak(device, optim.precision)
+        self._peak = None if peak is None else peak.flops * reduce.world
+        image_flops(task, 0)  # counted now, not in the middle of an update
+        for name, text in GAUGES.items():
+            gauge = Gauge(f"srdd_train_{name}", description=text, tag_keys=("run", "kind"))
+            gauge.set_default_tags({"run": job.run, "kind": job.kind})
+            self._gauges[name] = gauge
+
+    def begin(self, step: int) -> None:
+        """Forget what was told of later steps than the one from which the run goes on."""
+        if self.first:
+            cut_metrics(Path(self.job.run), step)
+            cut_grids(Path(self.job.run), step)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write a line of each file, and set Ray's gauges."""
+        if not self.first:
+            return
+        speed = self.meter.read()
+        flops = image_flops(self.task, step - 1)
+        if speed and self._peak is not None and flops is not None:
+            speed["mfu"] = speed["images_per_s"] * flops / self._peak
+        run, rounded = Path(self.job.run), {k: float(f"{v:.6g}") for k, v in speed.items()}
+        append_metrics(run, step, {"time": time.time(), **rounded}, THROUGHPUT, digits=13)
+        append_metrics(run, step, metrics)
+        for name, value in {**metrics, **speed, "step": float(step)}.items():
+            if name in self._gauges:
+                self._gauges[name].set(value)
+
+    def grid(self, step: int, task: Task) -> None:
+        """Write the grid of a step, with the weights that the task has now; the first worker."""
+        if self._painter is None:
+            self._painter = painter(self.job, task, self.device)
+        if self._painter is not None:
+            draw(self.job, task, self._painter, step)

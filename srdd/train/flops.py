@@ -1,0 +1,95 @@
+"""What training costs: the floating-point operations of one image's update, for MFU.
+
+Counted as twice the multiply-adds of products and convolutions, forward and backward: what the
+model needs, so that blocks computed again to save memory count once. Attention counts what its
+mask opens, scale by scale.
+"""
+
+from functools import cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from srdd.classifier import Classifier, ClassifierConfig
+from srdd.config import TokenizerConfig, TransformerConfig
+from srdd.cost import conditioning_flops, increment_flops, pass_flops
+from srdd.masks import views
+from srdd.tokenizer import Tokenizer
+from srdd.train.adversarial import Discriminator, patch_layers
+from srdd.train.classifier import ClassifierTask
+from srdd.train.config import TokenizerLossConfig, TransformerLossConfig
+from srdd.train.loop import Task
+from srdd.train.perceptual import Lpips
+from srdd.train.tokenizer import TokenizerTask
+from srdd.train.transformer import TransformerTask
+
+
+def image_flops(task: Task, step: int) -> int | None:
+    """One image's part in update ``step``; None for a task that is not known here."""
+    if isinstance(task, TransformerTask):
+        return transformer_flops(task.model.config, task.module.config)
+    if isinstance(task, TokenizerTask):
+        adversary = task.module.adversary
+        begun = adversary is not None and adversary.active(step)
+        return tokenizer_flops(task.tokenizer.config, task.loss, adversary=begun)
+    if isinstance(task, ClassifierTask):
+        return classifier_flops(task.classifier.config)
+    return None
+
+
+def transformer_flops(config: TransformerConfig, loss: TransformerLossConfig) -> int:
+    """One image's update of the transformer, from its codes.
+
+    The backward pass is twice the forward one, but for the word embedding, whose input needs no
+    gradient. The frozen quantiser runs forward alone.
+    """
+    seen = views(config.mask, config.schedule)
+    forward = conditioning_flops(config) + sum(
+        pass_flops(
+            config, view.end - view.begin, view.end - view.first, guided=False, first=scale == 0
+        )
+        for scale, view in enumerate(seen)
+    )
+    below = config.schedule.length - seen[0].end
+    embed = 2 * below * config.z_channels * config.width
+    maps = (len(seen) - 1) * increment_flops(config) * (2 if loss.refine_share else 1)
+    return 3 * forward - embed + maps
+
+
+@cache
+def tokenizer_flops(
+    config: TokenizerConfig, loss: TokenizerLossConfig, *, adversary: bool = False
+) -> int:
+    """One image's update of the tokenizer, counted by torch on the meta device.
+
+    Args:
+        config: the tokenizer's.
+        loss: LPIPS costs two passes of VGG16 forward and one backward.
+        adversary: the discriminator has begun: its judgement, and its own update.
+    """
+    shape = (1, 3, config.resolution, config.resolution)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        images = torch.empty(shape)
+        reconstruction, quantized = Tokenizer(config)(images)
+        total = reconstruction.mean() + quantized.loss_S.mean()
+        if loss.lpips:
+            total = total + Lpips()(reconstruction, images).mean()
+        if adversary:
+            discriminator = Discriminator(loss.gan_width, patch_layers(loss, config.resolution))
+            total = total + discriminator.requires_grad_(False)(reconstruction).mean()
+        total.backward()
+        if adversary:
+            discriminator.requires_grad_(True)
+            both = [discriminator(torch.empty(shape)).mean() for _ in range(2)]
+            (both[0] + both[1]).backward()
+    return int(counter.get_total_flops())
+
+
+@cache
+def classifier_flops(config: ClassifierConfig) -> int:
+    """One image's update of the classifier, counted by torch on the meta device."""
+    shape = (1, 3, config.resolution, config.resolution)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        _, logits = Classifier(config)(torch.empty(shape))
+        logits.mean().backward()
+    return int(counter.get_total_flops())

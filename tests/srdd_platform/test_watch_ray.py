@@ -1,0 +1,94 @@
+"""What a real training on Ray tells while it runs: files, TensorBoard, Prometheus."""
+
+import io
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from srdd.presets import digits
+from srdd_platform.jobs import make_job
+from srdd_platform.launch import train
+from srdd_platform.options import Options
+from srdd_platform.ray_session import Session
+from srdd_platform.runs import THROUGHPUT, read_metrics
+
+pytestmark = pytest.mark.ray
+STEPS = 40
+
+
+class Scraper:
+    """Reads the node's metrics endpoint over and over, as Prometheus would."""
+
+    def __init__(self) -> None:
+        node = next(node for node in ray.nodes() if node["Alive"])
+        self._url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+        self.seen: dict[str, float] = {}  # by name and run, the last value
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+        self._thread.start()
+
+    def _poll(self) -> None:
+        line = re.compile(r'ray_srdd_train_(\w+)\{.*run="([^"]+)".*\} (\S+)')
+        while not self._stop.wait(1.0):
+            try:
+                text = httpx.get(self._url).text
+            except httpx.HTTPError:  # the agent is busy
+                continue
+            for name, run, value in line.findall(text):
+                self.seen[f"{name} {run}"] = float(value)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=60)
+
+
+def test_a_killed_training_is_told_of_once_in_every_place(
+    ray_session: Session, digits_shards: Path, tmp_path: Path,
+    kill_worker_after: Callable[[Path, int], object],
+) -> None:  # fmt: skip
+    run, out = tmp_path / "tokenizer", io.StringIO()
+    run.mkdir()
+    killer, scraper = kill_worker_after(run, 20), Scraper()
+    options = Options(max_steps=STEPS, checkpoint_every=10, grid_every=10, batch_size=32)
+    job = make_job("tokenizer", digits(), digits_shards, run, options)
+    train([job], ray_session, Console(file=out, width=200))
+    killer.close()  # type: ignore[attr-defined]
+    scraper.close()
+    steps = list(range(10, STEPS + 1, 10))
+
+    speed = read_metrics(run, THROUGHPUT)
+    assert [line["step"] for line in speed] == steps
+    assert all(line["images_per_s"] > 0 and 0 < line["mfu"] for line in speed)
+    assert all(0 <= line["data_wait"] <= 1 for line in speed)
+    times = [line["time"] for line in speed]
+    assert times == sorted(times)
+    assert [path.name for path in sorted((run / "grids").iterdir())] == [
+        f"step_{step:06d}.png" for step in steps
+    ]
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    metrics = read_metrics(run)
+    shown = events.Scalars("train/loss")
+    assert [(e.step, e.value) for e in shown] == [
+        (line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in metrics
+    ]
+    assert [round(e.wall_time, 3) for e in shown] == times
+    assert [e.step for e in events.Scalars("throughput/mfu")] == steps
+    assert [e.step for e in events.Images("grid")] == steps
+    assert [e.step for e in events.Scalars("val/psnr")] == [STEPS]
+
+    assert scraper.seen[f"step {run}"] == STEPS
+    assert scraper.seen[f"loss {run}"] == pytest.approx(metrics[-1]["loss"], rel=1e-5)
+    assert scraper.seen[f"images_per_s {run}"] == pytest.approx(speed[-1]["images_per_s"], rel=1e-5)
+    assert scraper.seen[f"mfu {run}"] == pytest.approx(speed[-1]["mfu"], rel=1e-5)
+    assert re.search(
+        r"step 40/40, loss \d\.\d{3}, .* images/s, MFU .*%, 0:00:00 left", out.getvalue()
+    )
