@@ -83,7 +83,7 @@ class TrainTransformer(TrainOptions):
     """Train a transformer on a tokenizer's codes: VAR (block_causal) or SDD (markov)."""
 
     training: TransformerOptions = field(default_factory=TransformerOptions)
-    tokenizer: Path  # run directory of a finished tokenizer
+    tokenizer: Path  # run directory of a finished tokenizer, or a pipeline's (`srdd convert`)
     mask: Mask = "markov"
 
     def run(self, console: Console) -> None:

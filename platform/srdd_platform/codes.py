@@ -30,12 +30,12 @@ from torch import Tensor
 from srdd.checkpoint import read_config, save_tensors
 from srdd.config import TokenizerConfig
 from srdd.errors import UserError
-from srdd.pipeline import load_tokenizer
+from srdd.pipeline import is_pipeline, load_tokenizer
 from srdd.train.tokenizer import to_float
 from srdd_platform.data import Augmentation, Manifest, ShardDataset, stream
 from srdd_platform.data.sources import VIEW_DRAWS
 from srdd_platform.files import atomic_path, digest, read_json, sha256_file, write_json
-from srdd_platform.runs import model_dir
+from srdd_platform.runs import tokenizer_dir
 
 FORMAT = "srdd-codes-1"
 BATCH = 64
@@ -44,12 +44,12 @@ MAX_VIEWS = 1024
 
 
 def codes_dir(data: Path, tokenizer: Path, *, views: int = 1, flip: bool = False) -> Path:
-    """Where the codes of ``data`` under ``tokenizer`` (a run or model directory) lie.
+    """Where the codes of ``data`` under ``tokenizer`` (a run, model or pipeline directory) lie.
 
     Raises:
         UserError: there is no finished tokenizer, or the views of an image could not differ.
     """
-    weights = model_dir(tokenizer) / "model.safetensors"
+    weights = tokenizer_dir(tokenizer) / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{tokenizer} holds no finished tokenizer: train it first")
     manifest = Manifest.load(data)
@@ -65,7 +65,8 @@ def codes_dir(data: Path, tokenizer: Path, *, views: int = 1, flip: bool = False
             **({"scales": config.patch_nums, "parent": config.parent} if config.parent else {}),
         }
     )
-    run = tokenizer.parent if tokenizer.name == "model" else tokenizer  # beside the model
+    model = weights.parent.parent if is_pipeline(weights.parent.parent) else weights.parent
+    run = model.parent if model.name == "model" else model  # beside the model
     return run / "codes" / key
 
 
@@ -91,7 +92,7 @@ def encode_shard(
     flip: bool = False,
 ) -> int:  # fmt: skip
     """Encode one image shard into one code shard; returns its number of images."""
-    model = load_tokenizer(model_dir(tokenizer))
+    model = load_tokenizer(tokenizer_dir(tokenizer))
     augmentation = view_augmentation(Manifest.load(data), views, flip)
     keys: list[str] = []
     labels: list[int] = []
@@ -147,7 +148,7 @@ def encode(data: Path, tokenizer: Path, *, views: int = 1, flip: bool = False) -
 
     Args:
         data: shard directory.
-        tokenizer: run or model directory.
+        tokenizer: run, model or pipeline directory.
         views: codes of each training image.
         flip: whether half of the views are flipped, beside the crop.
 
@@ -161,7 +162,7 @@ def encode(data: Path, tokenizer: Path, *, views: int = 1, flip: bool = False) -
     if (directory / "manifest.json").exists():
         return directory
     manifest = Manifest.load(data)
-    config = load_tokenizer(model_dir(tokenizer)).config
+    config = load_tokenizer(tokenizer_dir(tokenizer)).config
     if config.resolution != manifest.resolution:
         raise UserError(
             f"the tokenizer takes {config.resolution} px images, {data} holds "

@@ -18,7 +18,7 @@ from srdd_platform.data import Manifest
 from srdd_platform.extend import mark_finished
 from srdd_platform.files import atomic_path
 from srdd_platform.jobs import Job
-from srdd_platform.runs import failure, model_dir
+from srdd_platform.runs import failure, tokenizer_dir
 from srdd_platform.tasks import build_task
 
 UNCONDITIONAL = "image"  # the one class of an unconditional model
@@ -46,7 +46,7 @@ def finish(job: Job, checkpoint: Path) -> None:
             save_model(directory, "classifier", config, task.classifier.state_dict())
         else:
             assert isinstance(task, TransformerTask)
-            tokenizer = load_tokenizer(model_dir(Path(job.tokenizer)))
+            tokenizer = load_tokenizer(tokenizer_dir(Path(job.tokenizer)))
             names = class_names(job, task.model.config)
             save_pipeline(Pipeline(tokenizer, task.model, SamplerConfig(), names), directory)
     mark_finished(Path(job.run))

@@ -10,14 +10,14 @@ from srdd.errors import UserError
 from srdd.fields import to_dict
 from srdd.masks import Mask
 from srdd.pipeline import load_tokenizer
-from srdd.presets import Preset
+from srdd.presets import Preset, var_size
 from srdd.train.config import OptimConfig, TransformerLossConfig
 from srdd_platform.codes import codes_dir
 from srdd_platform.data import Manifest
 from srdd_platform.data_options import code_settings, pixel_settings
 from srdd_platform.files import digest, sha256_file
 from srdd_platform.options import Options, Parallel, TransformerOptions
-from srdd_platform.runs import model_dir
+from srdd_platform.runs import model_dir, tokenizer_dir
 from srdd_platform.tokenizer_options import tokenizer_settings
 
 Kind = Literal["tokenizer", "transformer", "classifier"]
@@ -110,10 +110,13 @@ def make_job(
         own = options if isinstance(options, TransformerOptions) else TransformerOptions()
         views = code_settings(own, own.views)
         codes = str(codes_dir(data, tokenizer, views=own.views, flip=own.flip).resolve())
-        frozen = load_tokenizer(model_dir(tokenizer)).config
+        frozen = load_tokenizer(tokenizer_dir(tokenizer)).config
         unconditional = own.unconditional or manifest.unconditional
+        sized = preset.transformer
+        if own.depth is not None:
+            sized = var_size(sized, own.depth)
         model_config = replace(
-            preset.transformer, mask=mask, unconditional=unconditional,
+            sized, mask=mask, unconditional=unconditional,
             num_classes=1 if unconditional else num_classes,
             patch_nums=frozen.patch_nums, parent=frozen.parent, vocab_size=frozen.vocab_size,
             z_channels=frozen.z_channels, num_phi=frozen.num_phi,
@@ -130,7 +133,7 @@ def make_job(
         if own.init_from:
             settings["init"] = weights_hash(own.init_from)
             more["init_from"] = str(own.init_from.resolve())
-        settings["tokenizer"] = sha256_file(model_dir(tokenizer) / "model.safetensors")
+        settings["tokenizer"] = sha256_file(tokenizer_dir(tokenizer) / "model.safetensors")
     settings["data"] = manifest.fingerprint
     return Job(
         kind=kind,

@@ -66,6 +66,7 @@ class Options(DataOptions):
 class TransformerOptions(Options):
     """What a transformer's training takes beside that."""
 
+    depth: int | None = None  # blocks, by VAR's rule: width 64 d, d heads, drop path 0.1 d / 24
     unconditional: bool = False  # leave the classes aside: one class, no guidance
     views: int = 1  # codes of each image, of random crops and flips; extracted where missing
     init_from: Path | None = None  # pipeline or run directory whose weights it begins with

@@ -76,12 +76,10 @@ class Shards(Workers):
         self.half = half
 
     def place(self, task: Task, device: torch.device) -> None:
-        """Move what is not sharded; a whole large model need not fit a device."""
-        assert isinstance(task, TransformerTask)
-        task.model.quantizer.to(device)
+        """Nothing yet: a whole large model need not fit a device."""
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its weights sharded, in place."""
+        """The module with its weights sharded, in place; the unit being cut is on the device."""
         assert isinstance(module, TransformerLoss)
         mesh = init_device_mesh(self.device.type, (self.world,))
         policy = MixedPrecisionPolicy()
@@ -92,6 +90,7 @@ class Shards(Workers):
         for block in module.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(module, mesh=mesh, ignored_params=set(module.model.quantizer.parameters()))
+        module.to(self.device)  # what is not sharded: the quantizer, a teacher
         return _Sharded(module)
 
     def whole(self, tensor: Tensor) -> Tensor:

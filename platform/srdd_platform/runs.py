@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from srdd.errors import UserError
+from srdd.pipeline import is_pipeline
 from srdd_platform.files import read_json, write_bytes, write_json
 
 CONFIG = "config.json"
@@ -140,6 +141,12 @@ def note(directory: Path, key: str, value: Any) -> None:
 def model_dir(path: Path) -> Path:
     """A model or pipeline directory, given itself or the run directory it lies in."""
     return path / "model" if (path / CONFIG).exists() and (path / "model").is_dir() else path
+
+
+def tokenizer_dir(path: Path) -> Path:
+    """A tokenizer's model directory, given itself, its run, or a pipeline's directory or run."""
+    found = model_dir(path)
+    return found / "tokenizer" if is_pipeline(found) else found
 
 
 def failure(directory: Path) -> str | None:

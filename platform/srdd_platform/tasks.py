@@ -14,7 +14,7 @@ from srdd.train.tokenizer import TokenizerTask
 from srdd.train.transformer import TransformerTask
 from srdd.train.warm_start import WarmStart, warm_start
 from srdd_platform.jobs import Job
-from srdd_platform.runs import model_dir
+from srdd_platform.runs import tokenizer_dir
 from srdd_platform.tokenizer_options import checked_lpips
 
 
@@ -33,7 +33,7 @@ def build_task(job: Job) -> Task:
             from_dict(TransformerConfig, settings["model"], "transformer"),
             losses,
             optim,
-            load_tokenizer(model_dir(Path(job.tokenizer))),
+            load_tokenizer(tokenizer_dir(Path(job.tokenizer))),
             init_gate=settings["init_gate"],
             teacher=load_pipeline(job.init_from).transformer if taught else None,
         )

@@ -50,9 +50,9 @@ def tokenizer(
     ray_session: Session,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A tokenizer's directory with the digits' codes."""
-    directory = tmp_path_factory.mktemp("tokenizer") / "model"
-    shutil.copytree(tiny_pipeline / "tokenizer", directory)
+    """A pipeline's directory, whose tokenizer is trained on, with the digits' codes."""
+    directory = tmp_path_factory.mktemp("tokenizer") / "pipeline"
+    shutil.copytree(tiny_pipeline, directory)
     encode(digits_shards, directory)
     return directory
 
