@@ -15,9 +15,10 @@ from srdd.accelerate import make_sampler
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
 from srdd.pipeline import Pipeline, load_pipeline
+from srdd.png import grid
 from srdd.rng import image_seeds
 from srdd_platform.files import atomic_path, write_bytes
-from srdd_platform.images import grid, to_png, to_uint8
+from srdd_platform.images import to_png, to_uint8
 
 if TYPE_CHECKING:
     from srdd_platform.cli import Sample

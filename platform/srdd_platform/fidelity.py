@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from srdd.checkpoint import build_empty, load_weights, read_config
 from srdd.classifier import Classifier, ClassifierConfig
 from srdd.errors import UserError
+from srdd.frechet import Gaussian
 from srdd_platform.files import sha256_file
 from srdd_platform.sweep_args import MIN_IMAGES
 
@@ -25,8 +25,6 @@ PROTOCOL = "fid@1 uint8-round balanced kid50x250 prc3 is1 jackknife10"
 JACKKNIFE_BLOCKS = 10
 KID_SUBSETS, KID_SUBSET_SIZE = 50, 250
 INCEPTION = "inception-v3-compat"
-
-Array = npt.NDArray[np.float64]
 
 
 def import_torch_fidelity() -> Any:
@@ -187,36 +185,12 @@ def _check_plain(weights: Path) -> None:
         raise UserError(f"{weights} holds no weights of torch-fidelity's Inception")
 
 
-def _statistics(features_nD: Tensor) -> tuple[Array, Array]:
-    values: Array = features_nD.double().numpy()
-    return values.mean(axis=0), np.cov(values, rowvar=False)
-
-
-class Reference:
+class Reference(Gaussian):
     """Features of the real images that samples are compared with."""
 
     def __init__(self, real: Features) -> None:
+        super().__init__(real.features_nD)
         self.real = real
-        self.mean, self.cov = _statistics(real.features_nD)
-        eigenvalues, vectors = np.linalg.eigh(self.cov)
-        self.root: Array = (vectors * np.sqrt(eigenvalues.clip(0))) @ vectors.T
-
-    def frechet(self, features_nD: Tensor) -> float:
-        """The Frechet distance between two Gaussians, through a symmetric product.
-
-        The product of the covariances has the same positive eigenvalues as an n x n matrix, which
-        is the smaller one where there are fewer images than features.
-        """
-        values: Array = features_nD.double().numpy()
-        mean = values.mean(axis=0)
-        centred_nD = (values - mean) / np.sqrt(len(values) - 1)
-        if len(values) < values.shape[1]:
-            product = centred_nD @ self.cov @ centred_nD.T
-        else:
-            product = self.root @ (centred_nD.T @ centred_nD) @ self.root
-        roots = np.sqrt(np.linalg.eigvalsh(product).clip(0)).sum()
-        gap = self.mean - mean
-        return float(gap @ gap + np.trace(self.cov) + np.square(centred_nD).sum() - 2 * roots)
 
     def standard_error(self, features_nD: Tensor, labels_n: Tensor) -> float:
         """Jackknife over blocks that each hold every class alike.

@@ -1,6 +1,7 @@
 """Pixels: rounding, refusals, PNG bytes, and the gutters of a grid."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srdd_platform.images import GUTTER, GUTTER_GREY, grid, grid_png, to_png, to_uint8
+from srdd.png import GUTTER, GUTTER_GREY, grid, png_bytes
+from srdd_platform.images import grid_png, to_png, to_uint8
 
 
 def pixel(value: float) -> int:
@@ -52,10 +54,13 @@ def noise(count: int, side: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, side, side), generator=generator).to(torch.uint8)
 
 
-def test_png_keeps_pixels_and_channel_order_and_is_deterministic() -> None:
-    image = noise(1, 5)[0]
-    data = to_png(image)
-    assert data == to_png(image.clone())
+@pytest.mark.parametrize("encode", [to_png, png_bytes])
+def test_png_keeps_pixels_and_channel_order_and_is_deterministic(
+    encode: Callable[[Tensor], bytes],
+) -> None:
+    image = noise(1, 5)[0, :, :4]
+    data = encode(image)
+    assert data == encode(image.clone())
     with Image.open(io.BytesIO(data)) as read:
         assert read.format == "PNG"
         assert read.mode == "RGB"
