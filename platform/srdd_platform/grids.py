@@ -24,7 +24,7 @@ from srdd_platform.data import ShardDataset
 from srdd_platform.finish import class_names
 from srdd_platform.images import grid_png, to_uint8
 from srdd_platform.jobs import Job
-from srdd_platform.runs import model_dir
+from srdd_platform.runs import tokenizer_dir
 
 COLUMNS, LINES = 10, 2
 Painter = Callable[[Any], Tensor]  # from a task: uint8 [COLUMNS * LINES, 3, R, R]
@@ -95,7 +95,7 @@ def _reconstructions(job: Job, device: torch.device) -> Painter:
 
 def _samples(job: Job, config: TransformerConfig, device: torch.device) -> Painter:
     with torch.random.fork_rng(devices=[]):
-        tokenizer = load_tokenizer(model_dir(Path(job.tokenizer))).to(device)
+        tokenizer = load_tokenizer(tokenizer_dir(Path(job.tokenizer))).to(device)
     labels = torch.tensor(grid_labels(config.num_classes))
     seeds = image_seeds(int(job.settings["optim"]["seed"]), 0, len(labels))
     names = class_names(job, config)
