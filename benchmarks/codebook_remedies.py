@@ -23,7 +23,7 @@ from srdd.config import TokenizerConfig
 from srdd.rng import uniform
 from srdd.tokenizer import Tokenizer
 from srdd.train.codebook import codebook_usage
-from srdd.train.config import OptimConfig, TokenizerLossConfig
+from srdd.train.config import OptimConfig, RestartVote, TokenizerLossConfig
 from srdd.train.loop import Batch, fit
 from srdd.train.quality import psnr, ssim, to_8bit
 from srdd.train.tokenizer import TokenizerTask, to_float
@@ -38,7 +38,7 @@ class Arm:
 
     name: str
     seeded: bool = True  # the codebook begins with latents of the data
-    restarts: bool = False
+    restarts: RestartVote | None = None
     entropy: bool = False
     scale_drop: bool = False
 
@@ -46,11 +46,12 @@ class Arm:
 ARMS = (
     Arm("none", seeded=False),
     Arm("seeded"),
-    Arm("seeded, restarts", restarts=True),
+    Arm("seeded, restarts by vectors", restarts="vector"),
+    Arm("seeded, restarts by scales", restarts="scale"),
     Arm("seeded, entropy", entropy=True),
     Arm("seeded, scale drop", scale_drop=True),
-    Arm("seeded, restarts, scale drop", restarts=True, scale_drop=True),
-    Arm("all", restarts=True, entropy=True, scale_drop=True),
+    Arm("seeded, restarts by scales, scale drop", restarts="scale", scale_drop=True),
+    Arm("all", restarts="scale", entropy=True, scale_drop=True),
 )
 
 
@@ -72,6 +73,7 @@ def train(
     """Train one arm's tokenizer."""
     loss = TokenizerLossConfig(
         restart_every=args.restart_every if arm.restarts else 0,
+        restart_vote=arm.restarts or "scale",
         entropy=args.entropy if arm.entropy else 0.0,
         scale_drop=args.scale_drop if arm.scale_drop else 0.0,
     )
