@@ -122,8 +122,11 @@ class TokenizerLoss(nn.Module):
                 side = self.tokenizer.schedule.patch_nums[scale]
                 metrics[f"vq_{side}x{side}"] = quantized.loss_S[scale]
                 used_Bl = quantized.codes_BL[:, begin:end]
-                used = (used_Bl if keep_BS is None else used_Bl[keep_BS[:, scale]]).flatten()
-                self.used_SV[scale] += torch.bincount(used, minlength=self.used_SV.shape[1])
+                counts_Bl = torch.ones_like(used_Bl)
+                if keep_BS is not None:
+                    counts_Bl *= keep_BS[:, scale, None]
+                # A sum over indices, of integers: it does not wait for the device, as a count does.
+                self.used_SV[scale].scatter_add_(0, used_Bl.flatten(), counts_Bl.flatten())
         return loss, metrics
 
     def _perceptual(self, reconstruction: Tensor, images: Tensor) -> Tensor:
