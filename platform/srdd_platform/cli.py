@@ -32,6 +32,7 @@ class TrainOptions:
     preset: str = "digits"
     training: Options = field(default_factory=Options)
     address: str | None = None  # an existing Ray cluster (host:port or auto); else a local one
+    dry_run: bool = False  # say what it would do, take and cost, and end
 
     def train(
         self, kind: Literal["tokenizer", "transformer", "classifier"], console: Console, **more: Any
@@ -45,6 +46,11 @@ class TrainOptions:
 
         preset = get_preset(self.preset)
         job = make_job(kind, preset, self.data, self.out, self.training, **more)
+        if self.dry_run:
+            from srdd_platform.dry_run import dry_run
+
+            dry_run(job, console)
+            return
         if is_finished(self.out) and not extends(job):
             train([job], None, console)  # refuses other settings
             console.print(f"{self.out} is finished: {self.out / 'model'}", soft_wrap=True)

@@ -2,40 +2,75 @@
 
 from pathlib import Path
 
+import torch
+
+from srdd.checkpoint import read_config
 from srdd.classifier import ClassifierConfig
 from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
 from srdd.fields import from_dict
 from srdd.pipeline import load_pipeline, load_tokenizer
+from srdd.tokenizer import Tokenizer
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
 from srdd.train.loop import Task
+from srdd.train.perceptual import Lpips
 from srdd.train.tokenizer import TokenizerTask
 from srdd.train.transformer import TransformerTask
 from srdd.train.warm_start import WarmStart, warm_start
+from srdd.transformer import ScaleTransformer
 from srdd_platform.jobs import Job
-from srdd_platform.runs import tokenizer_dir
+from srdd_platform.runs import model_dir, tokenizer_dir
 from srdd_platform.tokenizer_options import checked_lpips
 
 
 def build_task(job: Job) -> Task:
     """The task of a job, freshly initialised."""
+    lpips = checked_lpips(job.lpips, job.settings)
+    tokenizer, teacher = None, None
+    if job.kind == "transformer":
+        tokenizer = load_tokenizer(tokenizer_dir(Path(job.tokenizer)))
+        teacher = load_pipeline(job.init_from).transformer if _taught(job) else None
+    return _task(job, lpips, tokenizer, teacher)
+
+
+def blank_task(job: Job) -> Task:
+    """The task of a job on the meta device: shapes without values. It reads no weights."""
+    with torch.device("meta"):
+        lpips = Lpips() if job.lpips else None
+        tokenizer, teacher = None, None
+        if job.kind == "transformer":
+            directory = tokenizer_dir(Path(job.tokenizer))
+            tokenizer = Tokenizer(read_config(directory, "tokenizer", TokenizerConfig))
+        if job.kind == "transformer" and _taught(job):
+            directory = model_dir(Path(job.init_from)) / "transformer"
+            config = read_config(directory, "transformer", TransformerConfig)
+            teacher = ScaleTransformer(config)
+        return _task(job, lpips, tokenizer, teacher)
+
+
+def _taught(job: Job) -> bool:
+    return bool(job.init_from) and job.settings["loss"].get("teacher_kl", 0) > 0
+
+
+def _task(
+    job: Job, lpips: Lpips | None, tokenizer: Tokenizer | None, teacher: ScaleTransformer | None
+) -> Task:
     settings = job.settings
     optim = from_dict(OptimConfig, settings["optim"], "optim")
     if job.kind == "tokenizer":
         model = from_dict(TokenizerConfig, settings["model"], "tokenizer")
         loss = from_dict(TokenizerLossConfig, settings["loss"], "loss")
-        return TokenizerTask(model, loss, optim, checked_lpips(job.lpips, settings))
+        return TokenizerTask(model, loss, optim, lpips)
     if job.kind == "transformer":
-        losses = from_dict(TransformerLossConfig, settings["loss"], "loss")
-        taught = losses.teacher_kl > 0 and job.init_from
+        assert tokenizer is not None
         return TransformerTask(
             from_dict(TransformerConfig, settings["model"], "transformer"),
-            losses,
+            from_dict(TransformerLossConfig, settings["loss"], "loss"),
             optim,
-            load_tokenizer(tokenizer_dir(Path(job.tokenizer))),
+            tokenizer,
             init_gate=settings["init_gate"],
-            teacher=load_pipeline(job.init_from).transformer if taught else None,
+            teacher=teacher,
         )
     return ClassifierTask(from_dict(ClassifierConfig, settings["model"], "classifier"), optim)
 

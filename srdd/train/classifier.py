@@ -28,13 +28,13 @@ class ClassifierLoss(nn.Module):
         reach = max(1, side // 16)
         axes_2 = torch.arange(2, device=batch.index_b.device)
         bits = hash_counters(batch.index_b[:, None], axes_2, self.seed, step, _SHIFT)
-        moves = (bits & 0xFFFF) % (2 * reach + 1)
+        moves_B2 = (bits & 0xFFFF) % (2 * reach + 1)
         padded = F.pad(images, (reach,) * 4, mode="replicate")
-        crops = [
-            image[:, y : y + side, x : x + side]
-            for image, (y, x) in zip(padded, moves.tolist(), strict=True)
-        ]
-        _, logits = self.classifier(torch.stack(crops))
+        places_B2R = moves_B2[:, :, None] + torch.arange(side, device=images.device)
+        image_B = torch.arange(len(images), device=images.device)[:, None, None]
+        rows, columns = places_B2R[:, 0, :, None], places_B2R[:, 1, None, :]
+        crops = padded.permute(0, 2, 3, 1)[image_B, rows, columns].permute(0, 3, 1, 2)
+        _, logits = self.classifier(crops.contiguous())
         loss = F.cross_entropy(logits, batch.labels_b)
         accuracy = (logits.argmax(1) == batch.labels_b).double().mean()
         return loss, {"loss": loss, "accuracy": accuracy}

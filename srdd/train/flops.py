@@ -27,7 +27,9 @@ from srdd.train.transformer import TransformerTask
 def image_flops(task: Task, step: int) -> int | None:
     """One image's part in update ``step``; None for a task that is not known here."""
     if isinstance(task, TransformerTask):
-        return transformer_flops(task.model.config, task.module.config)
+        teacher = task.module.teacher
+        followed = 0 if teacher is None else forward_flops(teacher.config)
+        return transformer_flops(task.model.config, task.module.config) + followed
     if isinstance(task, TokenizerTask):
         adversary = task.module.adversary
         begun = adversary is not None and adversary.active(step)
@@ -43,17 +45,21 @@ def transformer_flops(config: TransformerConfig, loss: TransformerLossConfig) ->
     The backward pass is twice the forward one, but for the word embedding, whose input needs no
     gradient. The frozen quantiser runs forward alone.
     """
-    seen = views(config.mask, config.schedule)
-    forward = conditioning_flops(config) + sum(
+    below = config.schedule.length - config.schedule.spans[0][1]
+    embed = 2 * below * config.z_channels * config.width
+    later = config.schedule.num_scales - 1
+    maps = later * increment_flops(config) * (2 if loss.refine_share else 1)
+    return 3 * forward_flops(config) - embed + maps
+
+
+def forward_flops(config: TransformerConfig) -> int:
+    """The transformer's logits of all scales of one image, its input given."""
+    return conditioning_flops(config) + sum(
         pass_flops(
             config, view.end - view.begin, view.end - view.first, guided=False, first=scale == 0
         )
-        for scale, view in enumerate(seen)
+        for scale, view in enumerate(views(config.mask, config.schedule))
     )
-    below = config.schedule.length - seen[0].end
-    embed = 2 * below * config.z_channels * config.width
-    maps = (len(seen) - 1) * increment_flops(config) * (2 if loss.refine_share else 1)
-    return 3 * forward - embed + maps
 
 
 @cache

@@ -6,17 +6,19 @@ weights, convolutions' workspaces) and the allocator's waste are not seen.
 """
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Batch, Task, split_batch
+from srdd.train.tokenizer import TokenizerTask
+from srdd.train.transformer import TransformerTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,25 +29,25 @@ class Memory:
     gradients: int
     moments: int  # AdamW's two of each trained weight
     average: int  # of the weights, where there is one
+    helpers: int  # LPIPS, a teacher; a discriminator with its gradients and moments
+    sharing: int = 0  # what workers need to train together
     activations: int  # the rest: what the backward pass needs, and what comes and goes
 
     @property
     def total(self) -> int:
         """All of it."""
-        return sum((self.weights, self.gradients, self.moments, self.average, self.activations))
+        return sum(getattr(self, field.name) for field in fields(self))
 
 
 class _Live(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make, as long as they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
@@ -64,6 +66,19 @@ class _Live(TorchDispatchMode):
     def _release(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def helpers(task: Task) -> dict[str, tuple[nn.Module, bool]]:
+    """The modules that a loss has beside what it trains, and whether they train on their own."""
+    found: dict[str, tuple[nn.Module, bool]] = {}
+    if isinstance(task, TokenizerTask):
+        if task.module.lpips is not None:
+            found["lpips"] = (task.module.lpips, False)
+        if task.module.adversary is not None:
+            found["discriminator"] = (task.module.adversary.discriminator, True)
+    if isinstance(task, TransformerTask) and task.module.teacher is not None:
+        found["teacher"] = (task.module.teacher, False)
+    return found
 
 
 def count_memory(task: Task, batch: Batch, optim: OptimConfig, step: int) -> Memory:
@@ -98,5 +113,10 @@ def count_memory(task: Task, batch: Batch, optim: OptimConfig, step: int) -> Mem
         gradients=own,
         moments=2 * own,
         average=own if optim.ema > 0 else 0,
+        helpers=sum(
+            parameter.nbytes * (4 if trains else 1)
+            for module, trains in helpers(task).values()
+            for parameter in module.parameters()
+        ),
         activations=live.peak - held,
     )

@@ -71,6 +71,11 @@ class TokenizerLoss(nn.Module):
                 helper.to(self.used_SV.device)
         return self
 
+    @property
+    def lpips(self) -> Lpips | None:
+        """The frozen LPIPS, or none."""
+        return self._lpips[0]
+
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch's share and its parts."""
         config = self.config
@@ -130,7 +135,7 @@ class TokenizerLoss(nn.Module):
         return loss, metrics
 
     def _perceptual(self, reconstruction: Tensor, images: Tensor) -> Tensor:
-        lpips = self._lpips[0]
+        lpips = self.lpips
         if lpips is None:
             raise UserError(f"lpips is {self.config.lpips}, but no weights of LPIPS were given")
         distance_B: Tensor = lpips(reconstruction, images)

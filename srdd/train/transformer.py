@@ -111,6 +111,11 @@ class TransformerLoss(nn.Module):
             self._teacher[0].to(self.model.pos_embed.device)
         return self
 
+    @property
+    def teacher(self) -> ScaleTransformer | None:
+        """The frozen model that is followed, or none."""
+        return self._teacher[0]
+
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch's share, with the mean of each scale."""
         schedule, device = self.model.schedule, batch.inputs.device
@@ -130,7 +135,7 @@ class TransformerLoss(nn.Module):
         logits = self.model(labels_b, batch.inputs, tokens, keys)
         nll_BL, means = nll_per_scale(self.model, logits, batch.inputs)
         loss, metrics = self._scored(nll_BL, means, hidden)
-        teacher = self._teacher[0]
+        teacher = self.teacher
         if teacher is not None:
             with torch.no_grad():
                 target = teacher(labels_b, batch.inputs, tokens)

@@ -1,0 +1,127 @@
+"""``srdd train ... --dry-run``: what a training would be, take and cost. It writes nothing."""
+
+import json
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from srdd.fields import from_dict
+from srdd.train.config import OptimConfig
+from srdd.train.flops import image_flops
+from srdd.train.memory import Memory
+from srdd_platform.data import Manifest
+from srdd_platform.estimate import (
+    UPDATES,
+    free_memory,
+    images_at_once,
+    measure,
+    parameter_counts,
+    worker_memory,
+    worker_share,
+)
+from srdd_platform.jobs import Job
+from srdd_platform.peaks import Peak, device_peak
+from srdd_platform.tasks import blank_task
+
+SECONDS = 30.0  # that the measured updates may take, by the guess that they reach FAIR of the peak
+FAIR = 0.2
+ROOM = 1.5  # times the memory counted must be free for updates to be tried
+
+
+def dry_run(job: Job, console: Console) -> None:
+    """Print what a training would do. Neither its run directory nor Ray is touched."""
+    config = {"kind": job.kind, "settings": job.settings, "runtime": job.runtime}
+    text = [json.dumps(config, indent=1), *_data(job), *_parameters(job)]
+    memory = worker_memory(job)
+    text += [*_memory(job, memory), *_time(job, memory), f"Nothing was written to {job.run}."]
+    console.print("\n".join(text), soft_wrap=True)
+
+
+def _data(job: Job) -> list[str]:
+    num = Manifest.load(Path(job.data)).splits["train"].num
+    size = int(job.settings["optim"]["batch_size"])
+    epochs = job.steps * size / num
+    return [f"Data: {num:,} images; {job.steps:,} updates of {size} are {epochs:.3g} epochs"]
+
+
+def _parameters(job: Job) -> list[str]:
+    counts = parameter_counts(blank_task(job))
+    trained, frozen = (sum(count[i] for count in counts.values()) for i in (0, 1))
+    rows = [*counts.items(), ("in all", (trained, frozen))]
+    lines = [f"  {name:<18}{own:>15,}{fixed:>15,}" for name, (own, fixed) in rows]
+    return [f"{'Parameters':<20}{'trained':>15}{'frozen':>15}", *lines]
+
+
+def _memory(job: Job, memory: Memory) -> list[str]:
+    at_once = f"{images_at_once(job)} images at once"
+    parts = {field.name: getattr(memory, field.name) for field in fields(memory)}
+    return [
+        f"Memory of each worker, counted, with {at_once}: {_size(memory.total)}",
+        *(f"  {name:<18}{_size(value):>15}" for name, value in parts.items() if value),
+        "  On top come the libraries, and the kernels' own buffers.",
+    ]
+
+
+def _time(job: Job, memory: Memory) -> list[str]:
+    device = torch.device(job.device)
+    size = int(job.settings["optim"]["batch_size"])
+    flops = image_flops(blank_task(job), job.steps)
+    assert flops is not None, "every kind of job has its count"
+    lines = [f"Time: {flops / 1e9:.4g} GFLOPs an image, {flops * size / 1e12:.4g} TFLOPs an update"]
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return [*lines, "  No estimate: torch finds no CUDA device here."]
+    torch.set_num_threads(job.threads)
+    optim = from_dict(OptimConfig, job.settings["optim"], "optim")
+    peak = device_peak(device, optim.precision)
+    if peak is not None:
+        least = job.steps * size * flops / (peak.flops * job.workers)
+        lines += [
+            f"  peak of a worker: {peak.flops / 1e12:.3g} TFLOPS ({peak.source})",
+            f"  at the peak: {_duration(least)}, less than it can take",
+        ]
+    images = _affordable(job, memory, flops, peak, free_memory(device))
+    if images == 0:
+        return [*lines, "  No estimate: one image's updates fit neither memory nor half a minute."]
+    pace = measure(job, images)
+    share = "" if peak is None else f", MFU {pace.images_per_s * flops / peak.flops:.1%}"
+    total = job.steps * size / (pace.images_per_s * job.workers)
+    lines.append(
+        f"  measured: {pace.images_per_s:.4g} images/s of one worker{share} ({UPDATES} updates of "
+        f"{images} random image{'s' * (images != 1)} after a first one)"
+    )
+    more = f", {job.workers} workers as fast as one each" if job.workers > 1 else ""
+    most = ""
+    if images < worker_share(job):  # what an update costs whatever its images weighs more
+        most, more = "at most ", f"{more}, larger updates take less an image"
+    return [
+        *lines,
+        f"  estimate: {most}{_duration(total)} for all updates{more}; reading data, checkpoints "
+        "and validation come on top",
+    ]
+
+
+def _affordable(job: Job, memory: Memory, flops: int, peak: Peak | None, free: int) -> int:
+    """How many images a worker's measured updates may have: its share, fewer, or none."""
+    share, at_once = worker_share(job), images_at_once(job)
+    fixed = memory.total - memory.activations
+    room = free / ROOM - fixed
+    if room < memory.activations:  # parts of a batch stay as large as they are, or are alone
+        share = at_once = int(at_once * room / memory.activations)
+    if peak is not None:
+        share = min(share, int(SECONDS * FAIR * peak.flops / ((1 + UPDATES) * flops)))
+    return max(0, share)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.2f} GB"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
