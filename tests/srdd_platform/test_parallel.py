@@ -52,8 +52,12 @@ def _task(optim: OptimConfig, model: TransformerConfig) -> TransformerTask:
             ch_mult=(1, 1, 1), num_res_blocks=1,
         )
     )  # fmt: skip
-    loss = TransformerLossConfig(label_drop=0.2)
-    return TransformerTask(model, loss, optim, tokenizer, init_gate=1.0, init_head=1.0)
+    open_gates: dict[str, Any] = {"init_gate": 1.0, "init_head": 1.0}
+    teacher = TransformerTask(
+        model, TransformerLossConfig(), replace(optim, seed=1), tokenizer, **open_gates
+    ).model
+    loss = TransformerLossConfig(label_drop=0.2, teacher_kl=0.1)
+    return TransformerTask(model, loss, optim, tokenizer, teacher=teacher, **open_gates)
 
 
 def _batches(workers: Workers) -> Callable[[int], Iterator[Batch]]:
@@ -197,7 +201,7 @@ def test_shards_train_the_same_model_as_copies(runs: list[dict[str, Run]], alone
     """Loss, gradient's norm, held-out loss of the averages; weights, averages and moments."""
     found, steps = runs[0], range(1, STEPS + 1)
     assert sorted(found["fsdp"]["curve"]) == [s for s in steps if s != POISONED + 1]
-    assert "val_nll" in found["fsdp"]["curve"][4]
+    assert {"val_nll", "teacher_kl"} <= found["fsdp"]["curve"][4].keys()
     _assert_near(found["fsdp"], found["ddp"], 1e-5, steps)
     _assert_near(found["fsdp"], alone, 1e-5, steps)
     _assert_near(found["fsdp, compiled"], found["ddp"], 1e-5, steps)
@@ -243,7 +247,7 @@ def test_in_bfloat16_shards_are_near_and_weights_stay_in_float32(
 ) -> None:
     copies, shards = runs[0]["ddp, half"], runs[0]["fsdp, half"]
     for step, metrics in copies["curve"].items():
-        assert shards["curve"][step] == pytest.approx(metrics, rel=1e-3)
+        assert shards["curve"][step] == pytest.approx(metrics, rel=2e-3)
     assert shards["curve"][STEPS] != copies["curve"][STEPS]  # queries' lengths are rounded too
     for part in ("module", "ema"):
         dtypes = {tensor.dtype for tensor in shards["states"][STEPS][part].values()}
