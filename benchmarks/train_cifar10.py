@@ -235,7 +235,7 @@ def train_transformer(
         config, preset.transformer_loss, optim, tokenizer, init_gate=preset.init_gate
     )
     task.module.to(run.device)
-    views_VnL = codes["train"].to(run.device)
+    views_VnL = codes["train"].to(torch.int32).to(run.device)  # few kernels take uint16
 
     def take(index_b: Tensor, flipped_b: Tensor) -> Tensor:
         return views_VnL[flipped_b.long(), index_b].long()

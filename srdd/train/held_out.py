@@ -67,7 +67,7 @@ def transformer_nll(
         labels_n = torch.full_like(labels_n, model.null_class)
     sums: dict[str, float] = {"nll": 0.0}
     for codes, labels in zip(codes_nL.split(BATCH), labels_n.split(BATCH), strict=True):
-        codes_BL = codes.to(device).long()
+        codes_BL = codes.long().to(device)  # few of a device's kernels take uint16
         logits = model(labels.to(device), codes_BL)
         nll_BL, means = nll_per_scale(model, logits, codes_BL)
         for name, value in {"nll": nll_BL.mean(), **means}.items():
