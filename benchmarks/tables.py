@@ -136,6 +136,42 @@ def sampling_tables(report: Report) -> list[str]:
     return [*sections, *(["\n".join(skipped)] if skipped else [])]
 
 
+def data_plane_tables(report: Report) -> list[str]:
+    """What reading costs, what codes save, and the parts of the tokenizer's step."""
+    rates = [
+        (r["kind"], str(r["batch"]), spread(r["step_s"]), shares(r["share"]),
+         *(shares(r["share_wall"][arm]) for arm in ("shards", "shards, read ahead")))
+        for r in report["rates"]
+    ]  # fmt: skip
+    head = ("training", "batch", "step s", "delivered, CPU time", "delivered, wall",
+            "read ahead, wall")  # fmt: skip
+    codes = [
+        (r["model"], str(r["batch"]), r["precision"], "yes" if r["update"] else "no",
+         *(spread(r[f"{arm}_s"]) for arm in ("pixels", "codes", "encoder")),
+         spread(r["speedup"], unit="x"), shares(r["encoder_share"]), percent(r["saved"]))
+        for r in report["codes"]
+    ]  # fmt: skip
+    codes_head = ("transformer", "batch", "products", "update", "from pixels s", "from codes s",
+                  "encoder s", "codes are faster", "encoder's share", "saved")  # fmt: skip
+    parts = report["parts"]
+    split = [(part, percent(share)) for part, share in parts["shares"].items()]
+    return [
+        f"Medians and quartiles of {report['repeats']} interleaved rounds of {report['steps']} "
+        "updates.",
+        table(head, rates),
+        table(codes_head, codes, text=(0, 2)),
+        f"The tokenizer's step ({number(parts['step_s'])} s, batch {parts['batch']}), over "
+        f"{parts['steps']} updates:",
+        table(("part", "share"), split),
+    ]
+
+
+def shares(values: Sequence[float]) -> str:
+    """A share with its quartiles."""
+    median, low, high = (100 * value for value in values)
+    return f"{median:.1f} % ({low:.1f} to {high:.1f})"
+
+
 def percent(value: float | None) -> str:
     """A share."""
     return "-" if value is None else f"{100 * value:.1f} %"
@@ -156,4 +192,5 @@ KINDS: dict[str, Callable[[Report], list[str]]] = {
     "parity": parity_tables,
     "train_step": train_tables,
     "sampling": sampling_tables,
+    "data_plane": data_plane_tables,
 }
