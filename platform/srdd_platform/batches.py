@@ -4,12 +4,9 @@ What a batch holds is a function of (settings, step) alone: neither the number o
 of the threads that read for them changes it.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,14 +15,11 @@ from srdd.fields import from_dict
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Batch, Reduce
 from srdd_platform.codes import choose_views, load_views
-from srdd_platform.data import Augmentation, GlobalBatchSampler, ShardDataset
+from srdd_platform.data import Augmentation, GlobalBatchSampler, stacked
+from srdd_platform.data.ahead import read_ahead
 from srdd_platform.data.pixels import centre
 from srdd_platform.jobs import Job
 
-AHEAD = 2  # batches read before they are asked for, a thread
-
-T = TypeVar("T")
-R = TypeVar("R")
 Read = Callable[[tuple[int, list[int]]], Batch]  # (epoch, samples) to their batch
 
 
@@ -36,42 +30,20 @@ def batches(job: Job, reduce: Reduce, first_step: int, device: torch.device) -> 
         UserError: data that cannot be read, or a batch that does not fit it or the workers.
     """
     optim = from_dict(OptimConfig, job.settings["optim"], "optim")
-    n, read = _codes(job, optim) if job.codes else _pixels(job, optim)
+    n, read, filling = _codes(job, optim) if job.codes else _pixels(job, optim)
     sampler = GlobalBatchSampler(
         n, optim.batch_size, seed=optim.seed, first_step=first_step, last_step=job.steps,
         rank=reduce.rank, world=reduce.world,
     )  # fmt: skip
-    for batch in read_ahead(sampler.with_epochs(), read, 0 if job.codes else job.loader_workers):
-        yield Batch(
-            batch.inputs.to(device), batch.labels_b.to(device), batch.index_b.to(device),
-            optim.batch_size,
-        )  # fmt: skip
+    threads = 0 if job.codes else job.loader_workers
+    with filling:
+        for inputs, labels_b, index_b, size in read_ahead(sampler.with_epochs(), read, threads):
+            yield Batch(inputs.to(device), labels_b.to(device), index_b.to(device), size)
 
 
-def read_ahead(tasks: Iterator[T], work: Callable[[T], R], threads: int) -> Iterator[R]:
-    """The results of ``work`` in the order of ``tasks``, computed by threads before their turn.
-
-    Decoding a PNG leaves the interpreter free, so threads read while a training computes.
-    """
-    if not threads:
-        yield from map(work, tasks)
-        return
-    with ThreadPoolExecutor(threads, thread_name_prefix="read ahead") as pool:
-        pending: deque[Future[R]] = deque(
-            pool.submit(work, task) for task in islice(tasks, AHEAD * threads)
-        )
-        try:
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(work, task) for task in islice(tasks, 1))
-                yield result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _pixels(job: Job, optim: OptimConfig) -> tuple[int, Read]:
-    """The number of images, and how a slice of them is read: cut by epoch and sample."""
-    dataset = ShardDataset(Path(job.data), "train")
+def _pixels(job: Job, optim: OptimConfig) -> tuple[int, Read, AbstractContextManager[None]]:
+    """The number of images, how a slice of them is read, and what goes on meanwhile."""
+    dataset = job.dataset("train")
     varied = None
     if "augmentation" in job.settings:
         varied = Augmentation(**job.settings["augmentation"], seed=optim.seed)
@@ -79,16 +51,15 @@ def _pixels(job: Job, optim: OptimConfig) -> tuple[int, Read]:
     def read(task: tuple[int, list[int]]) -> Batch:
         epoch, rows = task
         cuts = [centre if varied is None else varied.cut(epoch, i) for i in rows]
-        samples = [dataset.sample(i, cut) for i, cut in zip(rows, cuts, strict=True)]
-        images = torch.stack([sample["image"] for sample in samples])
+        samples = dataset.samples(rows, cuts)
         labels = torch.tensor([sample["label"] for sample in samples])
-        return Batch(images, labels, torch.tensor(rows), optim.batch_size)
+        return Batch(stacked(samples), labels, torch.tensor(rows), optim.batch_size)
 
-    return len(dataset), read
+    return len(dataset), read, dataset.store.filling(dataset.whole_shards)
 
 
-def _codes(job: Job, optim: OptimConfig) -> tuple[int, Read]:
-    """The number of images, and how codes of a slice of them are taken: the epoch's views."""
+def _codes(job: Job, optim: OptimConfig) -> tuple[int, Read, AbstractContextManager[None]]:
+    """The same for codes: of the epoch's views."""
     codes_nVL, labels_n = load_views(Path(job.codes), "train")
     views = codes_nVL.shape[1]
 
@@ -99,4 +70,4 @@ def _codes(job: Job, optim: OptimConfig) -> tuple[int, Read]:
         codes_bL = codes_nVL[index_b, view_b].long()
         return Batch(codes_bL, labels_n[index_b], index_b, optim.batch_size)
 
-    return len(codes_nVL), read
+    return len(codes_nVL), read, nullcontext()

@@ -27,7 +27,7 @@ _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class TrainOptions:
     """What every training takes."""
 
-    data: Path  # shard directory
+    data: str  # shard directory, or its URI
     out: Path  # run directory; the same command again resumes it
     preset: str = "digits"
     training: Options = field(default_factory=Options)
@@ -59,8 +59,10 @@ class TrainOptions:
             if cluster.dashboard_url:
                 console.print(f"Ray dashboard: {cluster.dashboard_url}")
             if isinstance(self.training, TransformerOptions):
-                views, flip = self.training.views, self.training.flip
-                encode(self.data, more["tokenizer"], views=views, flip=flip)
+                encode(
+                    self.data, more["tokenizer"], views=self.training.views,
+                    flip=self.training.flip, reading=self.training, device=self.training.device,
+                )  # fmt: skip
             train([job], cluster, console)
         _print_validation(self.out, console)
 

@@ -9,16 +9,16 @@
         keys    uint8 [n, w], the samples' keys in the image shards, padded with zeros
 
 ``<key>`` is a hash of the data's manifest, the tokenizer's weights, the scales where they were
-pruned, and the augmentation, so codes never outlive any of them; both masks train on the same
-ones. View v of a training image is its random crop (and flip) number v, of shards prepared with
-``keep``; held-out images have one, the centre. An extraction that was stopped goes on with the
-shards that are missing.
+pruned, the augmentation, and damaged samples that were left out, so codes never outlive any of
+them; both masks train on the same ones. View v of a training image is its random crop (and flip)
+number v, of shards prepared with ``keep``; held-out images have one, the centre. An extraction
+that was stopped goes on with the shards that are missing.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -32,8 +32,11 @@ from srdd.config import TokenizerConfig
 from srdd.errors import UserError
 from srdd.pipeline import is_pipeline, load_tokenizer
 from srdd.train.tokenizer import to_float
-from srdd_platform.data import Augmentation, Manifest, ShardDataset, stream
+from srdd_platform.data import Augmentation, Manifest, ShardDataset, Store, stacked
+from srdd_platform.data.ahead import read_ahead
+from srdd_platform.data.damage import Skipped
 from srdd_platform.data.sources import VIEW_DRAWS
+from srdd_platform.data_options import ReadOptions, inspected, location
 from srdd_platform.files import atomic_path, digest, read_json, sha256_file, write_json
 from srdd_platform.runs import tokenizer_dir
 
@@ -41,10 +44,25 @@ FORMAT = "srdd-codes-1"
 BATCH = 64
 MAX_VOCAB = 2**16
 MAX_VIEWS = 1024
+THREADS = {"cpu": 1, "cuda": 4}  # that read and decode for a task
 
 
-def codes_dir(data: Path, tokenizer: Path, *, views: int = 1, flip: bool = False) -> Path:
+def codes_dir(
+    data: Store | Path,
+    tokenizer: Path,
+    *,
+    views: int = 1,
+    flip: bool = False,
+    skipped: Mapping[str, Skipped] | None = None,
+) -> Path:
     """Where the codes of ``data`` under ``tokenizer`` (a run, model or pipeline directory) lie.
+
+    Args:
+        data: the shards, or their directory.
+        tokenizer: run, model or pipeline directory.
+        views: codes of each training image.
+        flip: whether half of the views are flipped.
+        skipped: damaged samples of each split that are left out.
 
     Raises:
         UserError: there is no finished tokenizer, or the views of an image could not differ.
@@ -52,7 +70,7 @@ def codes_dir(data: Path, tokenizer: Path, *, views: int = 1, flip: bool = False
     weights = tokenizer_dir(tokenizer) / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{tokenizer} holds no finished tokenizer: train it first")
-    manifest = Manifest.load(data)
+    manifest = Manifest.load(data) if isinstance(data, Path) else data.manifest
     augmentation = view_augmentation(manifest, views, flip)
     about = None if augmentation is None else {**asdict(augmentation), "views": views}
     config = read_config(weights.parent, "tokenizer", TokenizerConfig)
@@ -63,6 +81,7 @@ def codes_dir(data: Path, tokenizer: Path, *, views: int = 1, flip: bool = False
             "augmentation": about,
             # A pruned tokenizer has its parent's weights and other codes.
             **({"scales": config.patch_nums, "parent": config.parent} if config.parent else {}),
+            **({"skipped": skipped} if skipped else {}),
         }
     )
     model = weights.parent.parent if is_pipeline(weights.parent.parent) else weights.parent
@@ -87,81 +106,89 @@ def view_augmentation(manifest: Manifest, views: int, flip: bool) -> Augmentatio
     return augmentation
 
 
-def encode_shard(
-    data: Path, tokenizer: Path, split: str, name: str, out: Path, *, views: int = 1,
-    flip: bool = False,
-) -> int:  # fmt: skip
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extraction:
+    """What is encoded, by what, and how: all that a task on any machine needs."""
+
+    data: str  # shard directory, or its URI
+    tokenizer: str  # run, model or pipeline directory
+    views: int = 1  # codes of each training image
+    flip: bool = False  # half of the views
+    skipped: Mapping[str, Skipped] = field(default_factory=dict)  # by split
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+def encode_shard(extraction: Extraction, split: str, name: str, out: Path) -> int:
     """Encode one image shard into one code shard; returns its number of images."""
-    model = load_tokenizer(tokenizer_dir(tokenizer))
-    augmentation = view_augmentation(Manifest.load(data), views, flip)
-    keys: list[str] = []
-    labels: list[int] = []
-    codes: list[Tensor] = []
-    batch: list[Tensor] = []
-
-    def flush() -> None:
-        if batch:
-            codes.append(model.encode(to_float(torch.stack(batch))))
-            batch.clear()
-
+    own, device = extraction, torch.device(extraction.device)
+    model = load_tokenizer(tokenizer_dir(Path(own.tokenizer))).to(device)
+    store = own.reading.open(own.data)
+    dataset = ShardDataset(store, split, own.skipped.get(split, {}), shards=[name])
+    augmentation, views = view_augmentation(store.manifest, own.views, own.flip), own.views
     if augmentation is None or split != "train":
-        augmentation, samples = None, stream(data, split, [name])
-    else:
-        samples = _views(data, split, name, augmentation, views)
-    for number, (key, image, label) in enumerate(samples):
-        if augmentation is None or number % views == 0:
-            keys.append(key)
-            labels.append(label)
-        batch.append(image)
-        if len(batch) == BATCH:
-            flush()
-    flush()
-    width = max(len(key) for key in keys)
-    padded = np.array([list(key.encode().ljust(width, b"\0")) for key in keys], dtype=np.uint8)
-    all_codes = torch.cat(codes).to(torch.uint16)
+        augmentation, views = None, 1
+
+    def read(rows: range) -> Tensor:
+        """Images of rows of all views: row r is view r % views of sample r // views."""
+        indices = [row // views for row in rows]
+        cuts = None
+        if augmentation is not None:  # by the sample's number: not by what else is left out
+            cuts = [augmentation.cut(r % views, int(dataset.numbers[r // views])) for r in rows]
+        return stacked(dataset.samples(indices, cuts))
+
+    total = len(dataset) * views
+    parts = (range(first, min(first + BATCH, total)) for first in range(0, total, BATCH))
+    with store.filling(dataset.whole_shards):
+        codes = torch.cat([
+            model.encode(to_float(images.to(device))).cpu()
+            for images in read_ahead(parts, read, THREADS[own.device])
+        ])  # fmt: skip
+    keys = [dataset.key(i).encode() for i in range(len(dataset))]
     tensors = {
-        "codes": all_codes if augmentation is None else all_codes.view(len(keys), views, -1),
-        "labels": torch.tensor(labels, dtype=torch.int32),
-        "keys": torch.from_numpy(padded),
+        "codes": codes.to(torch.uint16).view(len(keys), *([views] * (views > 1)), -1),
+        "labels": torch.from_numpy(dataset.labels).to(torch.int32),
+        "keys": torch.from_numpy(np.array([list(key) for key in keys], dtype=np.uint8)),
     }
     with atomic_path(out) as temporary:
         save_tensors(temporary, tensors)
     return len(keys)
 
 
-def _views(
-    data: Path, split: str, name: str, augmentation: Augmentation, views: int
-) -> Iterator[tuple[str, Tensor, int]]:
-    """Yield (key, image, label) of a shard's samples, each sample's views in turn."""
-    dataset = ShardDataset(data, split)
-    shards = dataset.manifest.splits[split].shards
-    place = [shard.name for shard in shards].index(name)
-    first = sum(shard.num for shard in shards[:place])
-    for index in range(first, first + shards[place].num):
-        for view in range(views):
-            sample = dataset.sample(index, augmentation.cut(view, index))
-            yield str(dataset.keys[index]), sample["image"], sample["label"]
-
-
-def encode(data: Path, tokenizer: Path, *, views: int = 1, flip: bool = False) -> Path:
+def encode(
+    data: str | Path,
+    tokenizer: Path,
+    *,
+    views: int = 1,
+    flip: bool = False,
+    reading: ReadOptions | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Make the code shards of ``data`` if they are not there: a Ray task an image shard.
 
     Args:
-        data: shard directory.
+        data: shard directory, or its URI.
         tokenizer: run, model or pipeline directory.
         views: codes of each training image.
         flip: whether half of the views are flipped, beside the crop.
+        reading: how shards are read, and how much damage is left out.
+        device: of the tasks: one CPU each, or one GPU.
+        progress: called with (shards done, shards in all).
 
     Returns:
         The directory of the code shards.
 
     Raises:
-        UserError: data or tokenizer is missing, or they do not fit.
+        UserError: data or tokenizer is missing or damaged, they do not fit, or there is no GPU.
     """
-    directory = codes_dir(data, tokenizer, views=views, flip=flip)
+    reading = reading or ReadOptions()
+    store = reading.open(data)
+    manifest = store.manifest
+    skipped = inspected(store, reading.max_bad)
+    directory = codes_dir(store, tokenizer, views=views, flip=flip, skipped=skipped)
     if (directory / "manifest.json").exists():
         return directory
-    manifest = Manifest.load(data)
     config = load_tokenizer(tokenizer_dir(tokenizer)).config
     if config.resolution != manifest.resolution:
         raise UserError(
@@ -170,23 +197,29 @@ def encode(data: Path, tokenizer: Path, *, views: int = 1, flip: bool = False) -
         )
     if config.vocab_size > MAX_VOCAB:
         raise UserError(f"codes are uint16: vocab_size {config.vocab_size} exceeds {MAX_VOCAB}")
-    task = ray.remote(encode_shard).options(num_cpus=1, name="encode codes")
+    extraction = Extraction(
+        data=location(data), tokenizer=str(tokenizer.resolve()), views=views, flip=flip,
+        skipped=skipped, reading=reading.alone(), device=device,
+    )  # fmt: skip
+    task = ray.remote(encode_shard).options(
+        num_cpus=1, num_gpus=int(device == "cuda"), name="encode codes"
+    )
     splits: dict[str, Any] = {}
-    pending = {}
+    pending = []
     for split, content in manifest.splits.items():
-        splits[split] = {"num": content.num, "shards": []}
+        left_out = skipped.get(split, {})
+        splits[split] = {"num": content.num - sum(left_out.values()), "shards": []}
         for shard in content.shards:
-            name = shard.name.removesuffix(".tar") + ".safetensors"
-            splits[split]["shards"].append(name)
-            if not (directory / name).exists():
-                target = directory / name
-                job = task.remote(
-                    data, tokenizer, split, shard.name, target, views=views, flip=flip
-                )
-                pending[job] = shard
-    for job, shard in pending.items():
-        if ray.get(job) != shard.num:
-            raise UserError(f"{shard.name} holds fewer samples than its manifest says")
+            if shard.name not in left_out:
+                name = shard.name.removesuffix(".tar") + ".safetensors"
+                splits[split]["shards"].append(name)
+                if not (directory / name).exists():
+                    target = directory.resolve() / name
+                    pending.append(task.remote(extraction, split, shard.name, target))
+    for done, job in enumerate(pending, start=1):
+        ray.get(job)
+        if progress is not None:
+            progress(done, len(pending))
     write_json(
         directory / "manifest.json",
         {

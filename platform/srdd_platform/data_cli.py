@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from srdd.errors import UserError
+from srdd_platform.data_options import ReadOptions, left_out
 
 SourceName = Literal["digits", "folder"]
 RecipeName = Literal["mini-imagenet", "sun397", "ffhq", "afhq", "cifar10", "imagenet"]
@@ -80,24 +81,42 @@ class DataFetch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataEncode:
+class DataEncode(ReadOptions):
     """Extract every image's codes, once for both masks."""
 
-    data: Path  # shard directory
+    data: str  # shard directory, or its URI
     tokenizer: Path  # run directory of a finished tokenizer
     views: int = 1  # codes of each training image: with 2 or more, of random crops and flips
     flip: bool = False  # flip half of the views, too
+    device: Literal["cpu", "cuda"] = "cpu"
     address: str | None = None  # an existing Ray cluster
 
     def run(self, console: Console) -> None:
         """Encode under Ray."""
         from srdd_platform.codes import codes_dir, encode
+        from srdd_platform.data_options import inspected
         from srdd_platform.ray_session import session
 
-        directory = codes_dir(self.data, self.tokenizer, views=self.views, flip=self.flip)
+        self.check_read()
+        store = self.open(self.data)
+        skipped = inspected(store, self.max_bad)
+        if skipped:
+            console.print(f"Left out of {store.name}: {left_out(skipped)}", style="yellow")
+        directory = codes_dir(
+            store, self.tokenizer, views=self.views, flip=self.flip, skipped=skipped
+        )
         if not (directory / "manifest.json").exists():
-            with session(self.address):
-                encode(self.data, self.tokenizer, views=self.views, flip=self.flip)
+            with (
+                session(self.address) as cluster,
+                Progress(console=console, disable=not console.is_terminal) as progress,
+            ):
+                cluster.require(cpus=1, gpus=int(self.device == "cuda"))
+                bar = progress.add_task("shards", total=None)
+                encode(
+                    self.data, self.tokenizer, views=self.views, flip=self.flip, reading=self,
+                    device=self.device,
+                    progress=lambda done, total: progress.update(bar, completed=done, total=total),
+                )  # fmt: skip
         console.print(f"Codes: {directory}", soft_wrap=True)
 
 

@@ -1,14 +1,52 @@
 """What a training takes of its data: how images vary, and how they are read."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from srdd.errors import UserError
-from srdd_platform.data import Augmentation, Manifest
+from srdd_platform.data import Augmentation, Manifest, Store, open_store, usable
+from srdd_platform.data.damage import SHOWN, Skipped
+
+CACHE_GB = 50.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataOptions:
+class ReadOptions:
+    """How shards are read, by every command that reads them."""
+
+    max_bad: int | None = None  # damaged images of a split left out; default 0.1 %, at least 1
+    cache: Path | None = None  # where shards at a URI are copied to; default ~/.cache/srdd
+    cache_gb: float = CACHE_GB  # the most that may lie there, of all data
+
+    def check_read(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            UserError: it names the option.
+        """
+        if self.max_bad is not None and self.max_bad < 0:
+            raise UserError(f"--max-bad must be >= 0, got {self.max_bad}")
+        if not self.cache_gb > 0:
+            raise UserError(f"--cache-gb must be positive, got {self.cache_gb}")
+
+    def alone(self) -> "ReadOptions":
+        """These options without others beside them, for any process."""
+        cache = self.cache.resolve() if self.cache else None
+        return ReadOptions(max_bad=self.max_bad, cache=cache, cache_gb=self.cache_gb)
+
+    def open(self, data: str | Path) -> Store:
+        """The shards at a path or URI.
+
+        Raises:
+            UserError: there are none, or they cannot be read.
+        """
+        return open_store(data, self.cache, self.cache_gb)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataOptions(ReadOptions):
     """Options of every training; the first two decide its result."""
 
     crop: Literal["random", "centre"] | None = None  # of what --keep stored; random where it did
@@ -21,8 +59,33 @@ class DataOptions:
         Raises:
             UserError: it names the option.
         """
+        self.check_read()
         if self.loader_workers < 0:
             raise UserError(f"--loader-workers must be >= 0, got {self.loader_workers}")
+
+
+def inspected(store: Store, max_bad: int | None) -> dict[str, dict[str, int]]:
+    """What is left out of each split: found by looking at all of it once.
+
+    Raises:
+        UserError: it is more than ``max_bad`` samples of a split.
+    """
+    found = {split: store.inspect(split) for split in store.manifest.splits}
+    return usable(found, store.manifest, store.name, max_bad)
+
+
+def left_out(skipped: Mapping[str, Skipped]) -> str:
+    """What is left out, counted and named; "" for nothing."""
+    return "; ".join(
+        f"{sum(of.values())} {split} images ({', '.join(list(of)[:SHOWN])}"
+        f"{', ...' if len(of) > SHOWN else ''})"
+        for split, of in skipped.items()
+    )
+
+
+def location(data: str | Path) -> str:
+    """Where data lies, for any process: a URI, or an absolute path."""
+    return str(data) if "://" in str(data) else str(Path(data).resolve())
 
 
 def pixel_settings(options: DataOptions, manifest: Manifest) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import json
 from dataclasses import fields
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -12,7 +11,6 @@ from srdd.fields import from_dict
 from srdd.train.config import OptimConfig
 from srdd.train.flops import image_flops
 from srdd.train.memory import Memory
-from srdd_platform.data import Manifest
 from srdd_platform.estimate import (
     UPDATES,
     free_memory,
@@ -41,7 +39,8 @@ def dry_run(job: Job, console: Console) -> None:
 
 
 def _data(job: Job) -> list[str]:
-    num = Manifest.load(Path(job.data)).splits["train"].num
+    num = job.store().manifest.splits["train"].num
+    num -= sum(job.settings.get("skipped", {}).get("train", {}).values())
     size = int(job.settings["optim"]["batch_size"])
     epochs = job.steps * size / num
     return [f"Data: {num:,} images; {job.steps:,} updates of {size} are {epochs:.3g} epochs"]

@@ -14,7 +14,6 @@ from srdd.train.ema import finished_weights
 from srdd.train.tokenizer import TokenizerTask
 from srdd.train.transformer import TransformerTask
 from srdd_platform.checkpoints import read_state
-from srdd_platform.data import Manifest
 from srdd_platform.extend import mark_finished
 from srdd_platform.files import atomic_path
 from srdd_platform.jobs import Job
@@ -26,7 +25,7 @@ UNCONDITIONAL = "image"  # the one class of an unconditional model
 
 def class_names(job: Job, config: TransformerConfig) -> tuple[str, ...]:
     """The names of a transformer's classes, in label order."""
-    return (UNCONDITIONAL,) if config.unconditional else Manifest.load(Path(job.data)).classes
+    return (UNCONDITIONAL,) if config.unconditional else job.store().manifest.classes
 
 
 def finish(job: Job, checkpoint: Path) -> None:

@@ -20,7 +20,7 @@ from srdd.train.loop import Task
 from srdd.train.quality import to_8bit
 from srdd.train.tokenizer import TokenizerTask, to_float
 from srdd.train.transformer import TransformerTask
-from srdd_platform.data import ShardDataset
+from srdd_platform.data import stacked
 from srdd_platform.finish import class_names
 from srdd_platform.images import grid_png, to_uint8
 from srdd_platform.jobs import Job
@@ -79,10 +79,10 @@ def draw(job: Job, task: Task, paint: Painter, step: int) -> None:
 
 
 def _reconstructions(job: Job, device: torch.device) -> Painter:
-    held_out = ShardDataset(Path(job.data), "val")
+    held_out = job.dataset("val")
     wanted = min(COLUMNS, len(held_out))
     picks = [i * len(held_out) // wanted for i in range(wanted)]  # shards may be sorted by class
-    originals = torch.stack([held_out[i]["image"] for i in picks])
+    originals = stacked(held_out.samples(picks))
 
     def paint(task: TokenizerTask) -> Tensor:
         codes_BL = task.tokenizer.encode(to_float(originals).to(device))

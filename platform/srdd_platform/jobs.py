@@ -13,8 +13,14 @@ from srdd.pipeline import load_tokenizer
 from srdd.presets import Preset, var_size
 from srdd.train.config import OptimConfig, TransformerLossConfig
 from srdd_platform.codes import codes_dir
-from srdd_platform.data import Manifest
-from srdd_platform.data_options import code_settings, pixel_settings
+from srdd_platform.data import ShardDataset, Store, open_store
+from srdd_platform.data_options import (
+    CACHE_GB,
+    code_settings,
+    inspected,
+    location,
+    pixel_settings,
+)
 from srdd_platform.files import digest, sha256_file
 from srdd_platform.options import Options, Parallel, TransformerOptions
 from srdd_platform.runs import model_dir, tokenizer_dir
@@ -29,7 +35,7 @@ class Job:
 
     kind: Kind
     run: str  # run directory
-    data: str  # shard directory
+    data: str  # shard directory, or its URI
     settings: dict[str, Any]  # model, loss, optim (and more by kind), as JSON
     tokenizer: str = ""  # run or model directory, for transformers
     codes: str = ""  # code shards, for transformers
@@ -46,6 +52,8 @@ class Job:
     grid_every: int = 0  # steps; 0: at the end alone
     extend_to: int = 0  # steps in all, where they are more than the settings'
     loader_workers: int = 1  # threads that read and decode ahead
+    cache: str = ""  # directory for copies of shards at a URI
+    cache_gb: float = CACHE_GB
 
     @property
     def steps(self) -> int:
@@ -61,6 +69,14 @@ class Job:
             if field.name not in ("kind", "run", "settings", "extend_to")
         }
 
+    def store(self) -> Store:
+        """The shards, opened on this machine."""
+        return open_store(self.data, Path(self.cache) if self.cache else None, self.cache_gb)
+
+    def dataset(self, split: str) -> ShardDataset:
+        """A split, without what was found damaged when the run was started."""
+        return ShardDataset(self.store(), split, self.settings.get("skipped", {}).get(split, {}))
+
     @property
     def config_hash(self) -> str:
         """Names the settings; a checkpoint carries it."""
@@ -70,7 +86,7 @@ class Job:
 def make_job(
     kind: Kind,
     preset: Preset,
-    data: Path,
+    data: Path | str,
     out: Path,
     options: Options,
     *,
@@ -84,13 +100,15 @@ def make_job(
     """
     if options.parallel == "fsdp" and kind != "transformer":
         raise UserError(f"--parallel fsdp shards a transformer's blocks: train a {kind} with ddp")
-    manifest = Manifest.load(data)
+    store = options.open(data)
+    manifest = store.manifest
     if manifest.resolution != preset.tokenizer.resolution:
         raise UserError(
             f"the preset takes {preset.tokenizer.resolution} px images, {data} holds "
             f"{manifest.resolution} px ones: prepare them with --resolution "
             f"{preset.tokenizer.resolution}"
         )
+    skipped = inspected(store, options.max_bad)
     num_classes = len(manifest.classes)
     settings: dict[str, Any]
     codes = ""
@@ -109,7 +127,9 @@ def make_job(
         assert tokenizer is not None
         own = options if isinstance(options, TransformerOptions) else TransformerOptions()
         views = code_settings(own, own.views)
-        codes = str(codes_dir(data, tokenizer, views=own.views, flip=own.flip).resolve())
+        codes = str(
+            codes_dir(store, tokenizer, views=own.views, flip=own.flip, skipped=skipped).resolve()
+        )
         frozen = load_tokenizer(tokenizer_dir(tokenizer)).config
         unconditional = own.unconditional or manifest.unconditional
         sized = preset.transformer
@@ -135,10 +155,12 @@ def make_job(
             more["init_from"] = str(own.init_from.resolve())
         settings["tokenizer"] = sha256_file(tokenizer_dir(tokenizer) / "model.safetensors")
     settings["data"] = manifest.fingerprint
+    if skipped:
+        settings["skipped"] = skipped
     return Job(
         kind=kind,
         run=str(out.resolve()),
-        data=str(data.resolve()),
+        data=location(data),
         settings=settings,
         tokenizer=str(tokenizer.resolve()) if tokenizer else "",
         codes=codes,
@@ -151,6 +173,8 @@ def make_job(
         grid_every=options.grid_every,
         extend_to=options.extend_to,
         loader_workers=options.loader_workers,
+        cache=str(options.cache.resolve()) if options.cache else "",
+        cache_gb=options.cache_gb,
         **more,
     )
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from srdd.errors import UserError
 from srdd.fields import to_dict
+from srdd_platform.data_options import left_out
 from srdd_platform.extend import extended, is_finished
 from srdd_platform.finish import finish
 from srdd_platform.jobs import Job, title
@@ -44,6 +45,11 @@ def train(jobs: Sequence[Job], session: Session | None, console: Console) -> Non
         if not todo:
             return
         assert session is not None, "a training needs Ray"
+        for line in dict.fromkeys(
+            f"Left out of {job.data}: {left_out(job.settings['skipped'])}"
+            for job in todo if "skipped" in job.settings
+        ):  # fmt: skip
+            console.print(line, style="yellow", soft_wrap=True)
         for job in todo:
             (Path(job.run) / "failure.json").unlink(missing_ok=True)
             if job.init_from and not (Path(job.run) / "checkpoints").exists():

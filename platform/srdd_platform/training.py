@@ -23,7 +23,7 @@ from srdd.train.loop import fit
 from srdd.train.tokenizer import TokenizerTask
 from srdd_platform.batches import batches
 from srdd_platform.checkpoints import read_state, write_state
-from srdd_platform.data import ShardDataset
+from srdd_platform.data import load_images
 from srdd_platform.files import write_json
 from srdd_platform.jobs import Job
 from srdd_platform.meter import Watch
@@ -54,9 +54,8 @@ def worker(config: dict[str, Any]) -> None:
     if resume is None and job.init_from:
         begin_from(task, Path(job.init_from))
     if resume is None and isinstance(task, TokenizerTask):
-        images = ShardDataset(Path(job.data), "train")
-        seeds = [images[i]["image"] for i in range(min(SEED_IMAGES, len(images)))]
-        task.seed_codebook(torch.stack(seeds).to(device))
+        images, _ = load_images(job.dataset("train"), SEED_IMAGES)
+        task.seed_codebook(images.to(device))
     watch = Watch(job, task, device, reduce)
     watch.begin(int(resume["step"]) if resume else 0)
 
@@ -75,7 +74,7 @@ def worker(config: dict[str, Any]) -> None:
         whole = reduce.assembled(task)
         if reduce.rank != 0:  # they wait at the next step
             return {}
-        found = validate(whole, Path(job.data), job.codes, device, job.extractor)
+        found = validate(whole, job, device)
         return {name: value for name, value in found.items() if name != "n"}
 
     def on_grid(step: int) -> None:
@@ -104,7 +103,7 @@ def worker(config: dict[str, Any]) -> None:
         with ema.applied():
             whole = reduce.assembled(task)
             if reduce.rank == 0:
-                found = validate(whole, Path(job.data), job.codes, device, job.extractor)
+                found = validate(whole, job, device)
                 watch.grid(job.steps, whole)
         if reduce.rank == 0:
             write_json(run / "validation.json", found)

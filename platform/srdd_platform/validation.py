@@ -12,33 +12,24 @@ from srdd.train.loop import Task
 from srdd.train.tokenizer import TokenizerTask, to_float
 from srdd.train.transformer import TransformerTask
 from srdd_platform.codes import load_codes
-from srdd_platform.data import ShardDataset
+from srdd_platform.data import ShardDataset, load_images
 from srdd_platform.fidelity import Reference, load_extractor
+from srdd_platform.jobs import Job
 from srdd_platform.sweep_args import MIN_IMAGES
 
 MAX_IMAGES = 10_000
 
 
 @torch.no_grad()
-def validate(
-    task: Task, data: Path, codes: str, device: torch.device, extractor: Sequence[str] = ()
-) -> dict[str, float]:
-    """Validation numbers of a task: at most 10,000 held-out images.
-
-    Args:
-        task: what is trained.
-        data: shard directory.
-        codes: code shards, for transformers.
-        device: where the task is.
-        extractor: name and weights, of the features by which a tokenizer's rFID is measured.
-    """
+def validate(task: Task, job: Job, device: torch.device) -> dict[str, float]:
+    """Validation numbers of a job's task: at most 10,000 held-out images, each its centre."""
     task.module.eval()
     try:
         if isinstance(task, TransformerTask):
-            return _transformer(task, Path(codes))
-        images, labels = _images(data)
+            return _transformer(task, Path(job.codes))
+        images, labels = _images(job.dataset("val"))
         if isinstance(task, TokenizerTask):
-            return _tokenizer(task, images, device, extractor)
+            return _tokenizer(task, images, device, job.extractor)
         assert isinstance(task, ClassifierTask)
         hits = [
             (task.classifier(to_float(x).to(device))[1].argmax(1).cpu() == y).double()
@@ -49,11 +40,9 @@ def validate(
         task.module.train()
 
 
-def _images(data: Path) -> tuple[Tensor, Tensor]:
-    dataset = ShardDataset(data, "val")
-    samples = [dataset[i] for i in range(min(MAX_IMAGES, len(dataset)))]
-    labels = torch.tensor([sample["label"] for sample in samples])
-    return torch.stack([sample["image"] for sample in samples]), labels
+def _images(dataset: ShardDataset) -> tuple[Tensor, Tensor]:
+    with dataset.store.filling(dataset.whole_shards):
+        return load_images(dataset, MAX_IMAGES)
 
 
 def _tokenizer(

@@ -17,9 +17,10 @@ from srdd.fields import to_dict
 from srdd.presets import digits
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Alone, Batch
-from srdd_platform.batches import batches, read_ahead
+from srdd_platform.batches import batches
 from srdd_platform.codes import FORMAT, choose_views
 from srdd_platform.data import Augmentation, ShardDataset, global_indices, prepare
+from srdd_platform.data.ahead import read_ahead
 from srdd_platform.files import write_json
 from srdd_platform.jobs import Job, Kind, make_job
 from srdd_platform.options import Options, TransformerOptions
@@ -88,7 +89,7 @@ def test_an_image_is_the_crop_of_its_epoch_and_number(data: Path) -> None:
         epoch, rows = global_indices(3, step, NUM, BATCH)
         assert batch.index_b.tolist() == rows.tolist()
         for index, image, label in zip(rows, batch.inputs, batch.labels_b, strict=True):
-            expected = dataset.sample(int(index), varied.cut(epoch, int(index)))
+            expected = dataset.samples([int(index)], [varied.cut(epoch, int(index))])[0]
             assert torch.equal(image, expected["image"])
             assert label == expected["label"]
             seen[epoch, int(index)] = image

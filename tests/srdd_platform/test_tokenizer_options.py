@@ -18,7 +18,7 @@ from srdd.train.tokenizer import TokenizerTask, to_float
 from srdd_platform.data import load_arrays
 from srdd_platform.fidelity import Reference, load_extractor, measure
 from srdd_platform.files import sha256_file
-from srdd_platform.jobs import make_job
+from srdd_platform.jobs import Job, make_job
 from srdd_platform.launch import train
 from srdd_platform.options import Options
 from srdd_platform.ray_session import Session
@@ -113,8 +113,9 @@ def test_weights_that_changed_since_are_refused(lpips_file: Path, tmp_path: Path
 def test_held_out_ssim_and_rfid(digits_shards: Path, classifier_dir: Path) -> None:
     """The rFID is torch-fidelity's number, between originals and reconstructions."""
     task = TokenizerTask(MODEL, TokenizerLossConfig(), OptimConfig(steps=1))
+    job = Job(kind="tokenizer", run="", data=str(digits_shards), settings={})
     extractor = ("classifier", str(classifier_dir))
-    found = validate(task, digits_shards, "", torch.device("cpu"), extractor)
+    found = validate(task, replace(job, extractor=extractor), torch.device("cpu"))
     images, labels = load_arrays(digits_shards, "val")
     tokenizer = task.tokenizer.eval()
     decoded = to_8bit(tokenizer.decode(tokenizer.encode(to_float(images))))
@@ -123,7 +124,7 @@ def test_held_out_ssim_and_rfid(digits_shards: Path, classifier_dir: Path) -> No
     expected = measure(features(decoded), Reference(features(images)), labels, accuracy=False)
     assert found["rfid"] == pytest.approx(expected["fid"], rel=1e-3)
     assert found["rfid"] > 1
-    plain = validate(task, digits_shards, "", torch.device("cpu"))
+    plain = validate(task, job, torch.device("cpu"))
     assert {"n", "psnr", "ssim"} <= plain.keys()
     assert "rfid" not in plain
 

@@ -1,36 +1,32 @@
-"""Reading shards: by index for training, in order for extraction, whole for small sets.
+"""Reading shards by index, so that the global batch is a function of (seed, step) alone.
 
-Training reads through the index, so that the global batch is a function of (seed, step) alone:
-any number of workers sees the same batches, and a run resumes at any step from one integer.
+Any number of workers sees the same batches, and a run resumes at any step from one integer.
 """
 
-import io
-import os
-import tarfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from webdataset import tariterators
 
 from srdd.errors import UserError
-from srdd_platform.data.index import load_split
-from srdd_platform.data.manifest import Manifest
-from srdd_platform.data.pixels import Cut, centre
+from srdd_platform.data.damage import Skipped, usable
+from srdd_platform.data.index import sample_key
+from srdd_platform.data.manifest import Shard
+from srdd_platform.data.pixels import BadImageError, Cut, centre, read_png
 from srdd_platform.data.sources import EPOCH_DRAWS, permutation
+from srdd_platform.data.store import LocalStore, Request, Store
 
-MAX_OPEN = 256  # shards kept open by a process; with more, each read opens and closes
+CHUNK = 64  # samples read at once, of a whole split
 
 
 class Sample(TypedDict):
-    """One image: uint8 [3, R, R], its class index, its place in the split."""
+    """One image: uint8 [3, R, R], its class index, its place among the usable of the split."""
 
     image: Tensor
     label: int
@@ -38,39 +34,80 @@ class Sample(TypedDict):
 
 
 class ShardDataset(Dataset[Sample]):
-    """A split as a map from index to sample.
-
-    Opening it inspects every shard of the split. It may be pickled, forked and read from threads:
-    file descriptors belong to a process, and no position is shared.
+    """A split as a map from index to sample: those that can be used, in their order.
 
     Attributes:
-        keys: str [n]. labels: int64 [n]. classes: the class names. resolution: R in pixels.
+        numbers: int64 [n], the samples' numbers in the split, before any was left out.
+        labels: int64 [n]. manifest: of the data. classes: the class names. resolution: R, pixels.
     """
 
-    def __init__(self, directory: Path, split: str, *, verify: bool = False) -> None:
-        """Open a split; ``verify`` compares every byte with the manifest first.
+    def __init__(
+        self,
+        source: Store | Path,
+        split: str,
+        skipped: Skipped | None = None,
+        *,
+        shards: Sequence[str] | None = None,
+    ) -> None:
+        """Open a split.
+
+        Args:
+            source: a shard directory, or shards opened elsewhere.
+            split: "train" or "val".
+            skipped: samples and shards to leave out, as :func:`usable` found them, who looked at
+                the bytes; None looks at them and refuses any damage.
+            shards: these alone.
 
         Raises:
             UserError: not a shard directory, no such split, an empty split, damaged shards.
         """
-        self.manifest = Manifest.load(directory)
+        self.store = LocalStore(source) if isinstance(source, Path) else source
+        self.manifest = self.store.manifest
         self.split = split
-        indexes = load_split(directory, self.manifest, split, verify=verify)
-        if not indexes:
-            raise UserError(f"split {split!r} of {directory} has no images")
-        self.keys = np.concatenate([index.keys for index in indexes])
-        self.labels = np.concatenate([index.labels for index in indexes])
+        check_split(self.store, split)
+        if skipped is None:
+            found = {split: self.store.inspect(split)}
+            skipped = usable(found, self.manifest, self.store.name, 0).get(split, {})
+        self._names = [shard.name for shard in self.manifest.splits[split].shards]
+        parts: list[npt.NDArray[np.int64]] = []  # [n, 5]: number, label, shard, offset, size
+        first = 0
+        for place, shard in enumerate(self.manifest.splits[split].shards):
+            if shard.name not in skipped and (shards is None or shard.name in shards):
+                index = self.store.index(split, shard)
+                number = np.arange(first, first + shard.num)
+                columns = (np.full(shard.num, place), index.offsets, index.sizes)
+                parts.append(np.stack((number, index.labels, *columns), axis=1))
+            first += shard.num
+        rows = np.concatenate(parts) if parts else np.zeros((0, 5), dtype=np.int64)
+        lost = [int(name.rpartition("-")[2]) for name in skipped if name not in self._names]
+        rows = rows[~np.isin(rows[:, 0], lost)] if lost else rows
+        self.numbers, self.labels = rows[:, 0].copy(), rows[:, 1].copy()
+        self._places = rows[:, 2:].copy()
         self.classes = self.manifest.classes
         self.resolution = self.manifest.resolution
-        self._paths = [directory / shard.name for shard in self.manifest.splits[split].shards]
-        self._shards = np.repeat(np.arange(len(indexes)), [len(index) for index in indexes])
-        self._offsets = np.concatenate([index.offsets for index in indexes])
-        self._sizes = np.concatenate([index.sizes for index in indexes])
-        self._files: dict[int, int] = {}
-        self._pid = os.getpid()
+        if not len(self):
+            raise UserError(f"split {split!r} of {self.store.name} has no images")
+        if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise UserError(f"{self.store.name} has labels beyond the classes of its manifest: "
+                            "prepare the data again")  # fmt: skip
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.labels)
+
+    def key(self, index: int) -> str:
+        """What a sample is called in its shard."""
+        return sample_key(self.split, int(self.numbers[index]))
+
+    def of_shard(self, name: str) -> range:
+        """The usable samples of one shard."""
+        rows = np.searchsorted(self._places[:, 0], self._names.index(name) + np.arange(2))
+        return range(int(rows[0]), int(rows[1]))
+
+    @property
+    def whole_shards(self) -> list[Shard]:
+        """The shards of which every sample can be used."""
+        shards = self.manifest.splits[self.split].shards
+        return [shard for shard in shards if len(self.of_shard(shard.name)) == shard.num]
 
     def __getitem__(self, index: int) -> Sample:
         """Read one sample: the centre of its image, where more of it is stored.
@@ -78,109 +115,62 @@ class ShardDataset(Dataset[Sample]):
         Raises:
             UserError: its bytes are damaged; it names the shard and the sample.
         """
-        return self.sample(index, centre)
+        return self.samples([range(len(self))[index]], [centre])[0]
 
-    def sample(self, index: int, cut: Cut) -> Sample:
-        """Read one sample, cut to R x R by ``cut``; errors as for ``[index]``."""
-        i = range(len(self))[index]  # negative counts from the end, beyond it is an IndexError
-        path = self._paths[self._shards[i]]
-        data = self._read(int(self._shards[i]), int(self._offsets[i]), int(self._sizes[i]))
-        image = decode(data, self.manifest, f"{self.keys[i]} in {path}", cut)
-        return {"image": image, "label": int(self.labels[i]), "index": i}
+    def samples(self, indices: Sequence[int], cuts: Sequence[Cut] | None = None) -> list[Sample]:
+        """Read samples, each cut to R x R by its cut, or its centre; errors as for ``[index]``."""
+        requests: list[Request] = []
+        for shard, offset, size in self._places[list(indices)].tolist():
+            requests.append((self._names[shard], offset, size))
+        found = zip(
+            indices, self.store.read(requests), cuts or [centre] * len(indices), strict=True
+        )
+        return [self._sample(index, png, cut) for index, png, cut in found]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
-
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
-        if self._pid != os.getpid():  # after a fork, or unpickled elsewhere
-            self._files, self._pid = {}, os.getpid()
-        file = self._files.get(shard)
-        if file is not None:
-            return os.pread(file, size, offset)
+    def _sample(self, index: int, png: bytes, cut: Cut) -> Sample:
         try:
-            file = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise UserError(f"cannot read {self._paths[shard]}: {error.strerror}") from None
-        try:
-            return os.pread(file, size, offset)
-        finally:
-            if len(self._paths) > MAX_OPEN or self._files.setdefault(shard, file) != file:
-                os.close(file)
-
-    def __del__(self) -> None:
-        if getattr(self, "_pid", None) == os.getpid():
-            for file in self._files.values():
-                os.close(file)
+            pixels = read_png(png, self.manifest.stored_side, self.resolution)
+        except BadImageError as error:
+            shard = self._names[self._places[index, 0]]
+            raise UserError(f"{self.key(index)} in {self.store.name}/{shard} is {error}: copy or "
+                            "prepare the data again") from None  # fmt: skip
+        image = torch.from_numpy(cut(pixels, self.resolution)).permute(2, 0, 1)
+        return {"image": image, "label": int(self.labels[index]), "index": index}
 
 
-def decode(png: bytes, manifest: Manifest, name: str, cut: Cut = centre) -> Tensor:
-    """PNG bytes to uint8 [3, R, R], cut from the stored image.
+def stacked(samples: Sequence[Sample]) -> Tensor:
+    """The images of samples: uint8 [n, 3, R, R], laid out in that order."""
+    return torch.stack([sample["image"] for sample in samples]).contiguous()
+
+
+def check_split(store: Store, split: str) -> None:
+    """Refuse an unknown split.
 
     Raises:
-        UserError: the bytes are damaged, or of another size; it gives ``name``.
+        UserError: it names those there are.
     """
-    try:
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            pixels = np.array(image.convert("RGB"))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise UserError(f"{name} is damaged: prepare the data again ({error})") from None
-    side, resolution = manifest.stored_side, manifest.resolution
-    if min(pixels.shape[:2]) != side or (side == resolution and max(pixels.shape[:2]) != side):
-        raise UserError(f"{name} is not {side}x{side}: prepare the data again")
-    return torch.from_numpy(cut(pixels, resolution)).permute(2, 0, 1).contiguous()
+    if split not in store.manifest.splits:
+        known = ", ".join(store.manifest.splits)
+        raise UserError(f"{store.name} has no split {split!r}, only {known}")
+
+
+def load_images(dataset: ShardDataset, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first images of a split in memory: uint8 [n, 3, R, R], labels int64 [n]."""
+    n = len(dataset) if limit is None else min(limit, len(dataset))
+    images = torch.empty(n, 3, dataset.resolution, dataset.resolution, dtype=torch.uint8)
+    for first in range(0, n, CHUNK):
+        for sample in dataset.samples(range(first, min(first + CHUNK, n))):
+            images[sample["index"]] = sample["image"]
+    return images, torch.from_numpy(dataset.labels[:n].copy())
 
 
 def load_arrays(directory: Path, split: str) -> tuple[Tensor, Tensor]:
-    """A whole split in memory: images uint8 [n, 3, R, R], labels int64 [n]."""
-    dataset = ShardDataset(directory, split)
-    images = torch.empty(len(dataset), 3, dataset.resolution, dataset.resolution, dtype=torch.uint8)
-    for i in range(len(dataset)):
-        images[i] = dataset[i]["image"]
-    return images, torch.from_numpy(dataset.labels.copy())
-
-
-def stream(
-    directory: Path, split: str, shard_names: Sequence[str] | None = None
-) -> Iterator[tuple[str, Tensor, int]]:
-    """Yield (key, image uint8 [3, R, R], label) in shard order, one pass from front to back.
-
-    Args:
-        directory: the shard directory.
-        split: "train" or "val".
-        shard_names: these shards alone, in this order: a worker's share of the split.
+    """A whole split in memory: images uint8 [n, 3, R, R], labels int64 [n].
 
     Raises:
-        UserError: an unknown split or shard, or a shard that is missing or damaged.
+        UserError: as for :class:`ShardDataset`; any damage is refused.
     """
-    manifest = Manifest.load(directory)
-    if split not in manifest.splits:
-        raise UserError(f"{directory} has no split {split!r}, only {', '.join(manifest.splits)}")
-    shards = {shard.name: shard for shard in manifest.splits[split].shards}
-    for name in shards if shard_names is None else shard_names:
-        if name not in shards:
-            raise UserError(f"split {split!r} of {directory} has no shard {name!r}")
-        num = 0
-        try:
-            with (directory / name).open("rb") as file:
-                # opened here, not by URL: a path may hold any character
-                members = tariterators.tar_file_expander([{"url": name, "stream": file}])
-                for sample in tariterators.group_by_keys(members):
-                    key = str(sample["__key__"])
-                    image = decode(sample["png"], manifest, f"{key} in {name}")
-                    yield key, image, int(sample["cls"])
-                    num += 1
-        except UserError:
-            raise
-        except (OSError, EOFError, ValueError, KeyError, tarfile.TarError) as error:
-            raise UserError(_damaged(directory / name, f"{type(error).__name__}")) from error
-        if num != shards[name].num:  # a damaged header ends a tar without an error
-            raise UserError(_damaged(directory / name, f"{num} of {shards[name].num} samples"))
-
-
-def _damaged(path: Path, why: str) -> str:
-    return f"{path} is missing or damaged ({why}): copy it again, or prepare the data again"
+    return load_images(ShardDataset(directory, split))
 
 
 def steps_per_epoch(n: int, batch: int, *, drop_last: bool = True, world: int = 1) -> int:

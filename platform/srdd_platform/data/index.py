@@ -1,10 +1,13 @@
 """Where each sample lies in its shard: read once from the tar headers, kept beside the shard.
 
-The index is also the inspection of the data: a shard that is missing, truncated or damaged is
-found here and named, before training. Only ``verify=True`` reads the images themselves.
+``train-000000.tar.index.npz`` holds ``stamp`` (the shard's SHA-256), ``labels``, ``offsets`` and
+``sizes``. ``srdd data prepare`` writes it with the shard, so that it travels to a bucket with it;
+elsewhere it is built where it is missing. It is a convenience: where it cannot be written it stays
+in memory. Sample i of a split has the key ``train-0000000i``, whatever its shard.
 """
 
 import io
+import json
 import os
 import tarfile
 import zipfile
@@ -14,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from srdd.errors import UserError
 from srdd_platform import files
-from srdd_platform.data.manifest import Manifest, Shard
+from srdd_platform.data.manifest import Shard
 
 MEMBERS = frozenset({"cls", "json", "png"})
 BLOCK = 512  # bytes of a tar header, and of the zeros that end an archive
+INDEX = ".index.npz"
+
+Members = dict[str, dict[str, tuple[int, int]]]  # by key, by extension: offset and size
 
 
 class BadShardError(Exception):
@@ -31,90 +36,65 @@ class ShardIndex:
     """The samples of one shard, in the order they were written.
 
     Shapes:
-        keys: str [n]. labels: int64 [n].
-        offsets, sizes: int64 [n], the bytes of the PNG within the shard.
+        labels: int64 [n].
+        offsets, sizes: int64 [n], the bytes of the PNG within the shard; 0, 0 for a lost one.
     """
 
-    keys: npt.NDArray[np.str_]
     labels: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.labels)
 
 
-def load_split(
-    directory: Path, manifest: Manifest, split: str, *, verify: bool = False
-) -> list[ShardIndex]:
-    """The indexes of a split's shards, in order; built where there are none yet.
+def sample_key(split: str, number: int) -> str:
+    """What a sample is called: its number in the split, counted through all shards."""
+    return f"{split}-{number:08d}"
+
+
+def load_index(
+    path: Path, shard: Shard, split: str, first: int, classes: tuple[str, ...], *, keep: bool = True
+) -> ShardIndex:
+    """The index of one shard: the one beside it, or one that is built.
+
+    Where headers are damaged it is salvaged: samples that lack a member are lost.
 
     Args:
-        directory: the shard directory.
-        manifest: its manifest.
+        path: the shard.
+        shard: what the manifest says of it.
         split: "train" or "val".
-        verify: read every byte and compare it with the manifest's SHA-256 too.
+        first: the number of its first sample.
+        classes: names by label; a salvaged sample must agree with itself on its class.
+        keep: write it beside the shard. Only for one that is known to be whole.
 
     Raises:
-        UserError: there is no such split, or shards are unusable; it names them.
+        OSError: the shard cannot be read.
     """
-    if split not in manifest.splits:
-        raise UserError(f"{directory} has no split {split!r}, only {', '.join(manifest.splits)}")
-    indexes: list[ShardIndex] = []
-    bad: list[str] = []
-    for shard in manifest.splits[split].shards:
+    beside = path.with_name(path.name + INDEX)
+    index = read_index(beside, shard)
+    if index is None:
+        keys = [sample_key(split, first + i) for i in range(shard.num)]
         try:
-            index = load_index(directory / shard.name, shard, verify=verify)
-            if index.labels.size and not 0 <= index.labels.min() <= index.labels.max() < len(
-                manifest.classes
-            ):
-                raise BadShardError("labels beyond the classes of the manifest")
-            indexes.append(index)
-        except BadShardError as error:
-            bad.append(f"{shard.name} ({error})")
-    if bad:
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise UserError(f"{directory} has damaged shards: {', '.join(bad[:5])}{more}; copy them "
-                        "again, or prepare the data again")  # fmt: skip
-    return indexes
-
-
-def load_index(path: Path, shard: Shard, *, verify: bool = False) -> ShardIndex:
-    """The index of one shard: from its cache if the shard has not changed since, else built.
-
-    The cache is a convenience: where it cannot be written the index stays in memory.
-
-    Raises:
-        BadShardError: the shard is missing, or not what the manifest says.
-    """
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise BadShardError("missing" if not path.exists() else str(error.strerror)) from None
-    if stat.st_size != shard.bytes:
-        raise BadShardError(f"{stat.st_size} bytes, not the {shard.bytes} of the manifest")
-    if verify and files.sha256_file(path) != shard.sha256:
-        raise BadShardError("its SHA-256 is not the manifest's")
-    cache = path.with_name(path.name + ".index.npz")
-    stamp = f"{stat.st_size} {stat.st_mtime_ns} {shard.sha256}"
-    index = _read_cache(cache, stamp)
-    if index is None or len(index) != shard.num:
-        index = build_index(path)
-        if len(index) != shard.num:
-            raise BadShardError(f"{len(index)} samples, not the {shard.num} of the manifest")
-        _write_cache(cache, stamp, index)
+            index = build_index(path, keys)
+        except BadShardError:
+            return salvage_index(path, keys, classes)
+        if keep:
+            write_index(beside, shard, index)
     return index
 
 
-def build_index(path: Path) -> ShardIndex:
+def build_index(path: Path, keys: list[str]) -> ShardIndex:
     """Read the headers of a shard, and its labels.
 
     A tar reader takes a damaged header for the end of the archive, so the end is looked at too.
 
     Raises:
-        BadShardError: truncated, damaged, or samples that lack a member.
+        BadShardError: truncated, damaged, samples that lack a member, or others than ``keys``.
+        OSError: it cannot be read.
     """
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    samples: Members = {}
+    labels: list[int] = []
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -133,7 +113,8 @@ def build_index(path: Path) -> ShardIndex:
             tail = file.read(BLOCK)
             if len(tail) < BLOCK or tail.strip(b"\0"):
                 raise BadShardError(f"damaged or truncated at byte {end} of {size}")
-            labels = []
+            if list(samples) != keys:
+                raise BadShardError(f"{len(samples)} samples, not the {len(keys)} of the manifest")
             for key, members in samples.items():
                 if missing := sorted(MEMBERS - members.keys()):
                     raise BadShardError(f"{key} has no {missing[0]}")
@@ -142,16 +123,45 @@ def build_index(path: Path) -> ShardIndex:
                 labels.append(_label(key, file.read(length)))
     except tarfile.TarError as error:
         raise BadShardError(f"damaged: {error}") from None
-    except OSError as error:
-        raise BadShardError(str(error.strerror or error)) from None
     places = np.array([members["png"] for members in samples.values()], dtype=np.int64)
     places = places.reshape(-1, 2)
     return ShardIndex(
-        keys=np.array(list(samples), dtype=np.str_),
         labels=np.array(labels, dtype=np.int64),
         offsets=places[:, 0].copy(),
         sizes=places[:, 1].copy(),
     )
+
+
+def salvage_index(path: Path, keys: list[str], classes: tuple[str, ...]) -> ShardIndex:
+    """What is left of a damaged shard: members whose headers are whole, wherever they lie.
+
+    A sample counts where all its members are there and its two statements of its class agree.
+    """
+    data = path.read_bytes()
+    samples: Members = {key: {} for key in keys}
+    at = 0
+    while at + BLOCK <= len(data):
+        try:
+            member = tarfile.TarInfo.frombuf(data[at : at + BLOCK], "utf-8", "surrogateescape")
+        except tarfile.HeaderError:  # no header here, or a damaged one: it looks on
+            at += BLOCK
+            continue
+        at += BLOCK
+        key, _, extension = member.name.partition(".")
+        if key in samples and extension in MEMBERS and at + member.size <= len(data):
+            samples[key].setdefault(extension, (at, member.size))
+            at += -(-member.size // BLOCK) * BLOCK
+    rows = np.zeros((len(keys), 3), dtype=np.int64)  # label, offset, size
+    for row, members in zip(rows, samples.values(), strict=True):
+        if members.keys() == MEMBERS:
+            cls, about = (data[o : o + n] for o, n in (members["cls"], members["json"]))
+            try:
+                label = int(cls)
+                if 0 <= label < len(classes) and json.loads(about)["class_name"] == classes[label]:
+                    row[:] = (label, *members["png"])
+            except (ValueError, KeyError, TypeError):
+                continue
+    return ShardIndex(labels=rows[:, 0].copy(), offsets=rows[:, 1].copy(), sizes=rows[:, 2].copy())
 
 
 def _label(key: str, text: bytes) -> int:
@@ -161,32 +171,31 @@ def _label(key: str, text: bytes) -> int:
         raise BadShardError(f"the class of {key} is not a number") from None
 
 
-def _read_cache(path: Path, stamp: str) -> ShardIndex | None:
+def read_index(source: Path | io.BytesIO, shard: Shard) -> ShardIndex | None:
+    """An index that was written; None where it is absent, half a copy, or of other bytes."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["stamp"]) != stamp:
+        with np.load(source, allow_pickle=False) as stored:
+            if str(stored["stamp"]) != shard.sha256:
                 return None
-            return ShardIndex(
-                keys=stored["keys"],
-                labels=stored["labels"],
-                offsets=stored["offsets"],
-                sizes=stored["sizes"],
+            index = ShardIndex(
+                labels=stored["labels"], offsets=stored["offsets"], sizes=stored["sizes"]
             )
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return None  # absent, half a copy, or of another version: it is built anew
+        return None
+    return index if len(index) == shard.num else None
 
 
-def _write_cache(path: Path, stamp: str, index: ShardIndex) -> None:
+def write_index(path: Path, shard: Shard, index: ShardIndex) -> None:
+    """Write an index; a read-only or full disk is no error."""
     buffer = io.BytesIO()
-    np.savez(
+    np.savez_compressed(
         buffer,
-        stamp=np.array(stamp),
-        keys=index.keys,
+        stamp=np.array(shard.sha256),
         labels=index.labels,
         offsets=index.offsets,
         sizes=index.sizes,
     )
     try:
         files.write_bytes(path, buffer.getvalue())
-    except OSError:  # a read-only or full disk
+    except OSError:
         return

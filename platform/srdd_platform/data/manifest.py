@@ -83,6 +83,15 @@ class Manifest:
         shards = {split: [s.sha256 for s in self.splits[split].shards] for split in self.splits}
         return files.digest([FORMAT, self.resolution, self.classes, shards])
 
+    def first(self, split: str, name: str) -> int:
+        """The number in its split of a shard's first sample."""
+        first = 0
+        for shard in self.splits[split].shards:
+            if shard.name == name:
+                return first
+            first += shard.num
+        raise KeyError(name)
+
     def to_json(self) -> dict[str, Any]:
         """The content of ``manifest.json``."""
         settings = asdict(self.settings)

@@ -89,3 +89,44 @@ def centre(pixels: Pixels, resolution: int) -> Pixels:
     """The middle R x R of a stored image, rounded as torchvision's CenterCrop does it."""
     top, left = (round((side - resolution) / 2) for side in pixels.shape[:2])
     return pixels[top : top + resolution, left : left + resolution]
+
+
+def read_png(png: bytes, side: int, resolution: int, *, verify: bool = False) -> Pixels:
+    """A stored image.
+
+    Args:
+        png: its bytes.
+        side: its shorter side; both sides, where it is the resolution.
+        resolution: of the images as they are read.
+        verify: :func:`verify_png` first.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        BadImageError: the bytes are damaged, or of another size.
+    """
+    if verify:
+        verify_png(png)
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        raise BadImageError(f"damaged: {' '.join(str(error).split())[:80]}") from None
+    if min(pixels.shape[:2]) != side or (side == resolution and max(pixels.shape[:2]) != side):
+        raise BadImageError(f"not {side}x{side}")
+    return pixels
+
+
+def verify_png(png: bytes) -> None:
+    """Compare the checksums within a PNG, which decoding alone does not look at.
+
+    Raises:
+        BadImageError: they differ, or the bytes are no PNG.
+    """
+    try:
+        Image.open(io.BytesIO(png), formats=["PNG"]).verify()
+    except Exception as error:  # as above
+        raise BadImageError(f"damaged: {' '.join(str(error).split())[:80]}") from None

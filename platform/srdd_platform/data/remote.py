@@ -13,9 +13,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
-from typing import Any
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar, cast
 
 import pyarrow
 from filelock import FileLock
@@ -23,10 +25,114 @@ from pyarrow import fs
 
 from srdd.errors import UserError
 from srdd_platform import files
+from srdd_platform.data.index import load_index
 from srdd_platform.data.manifest import MANIFEST, Manifest, Shard
 
 CHUNK = 2**20  # bytes read at a time
 LOCK = ".fetch.lock"
+T = TypeVar("T")
+ANSWER_S = 30.0  # for a location that does not answer; clients themselves try for many minutes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """A shard directory on some filesystem."""
+
+    filesystem: fs.FileSystem
+    root: str  # its path there
+    name: str  # what a person calls it: its URI without a password
+
+    def read(self, file: str) -> bytes:
+        """The content of a file in it.
+
+        Raises:
+            UserError: it cannot be read, or does not answer.
+        """
+
+        def act() -> bytes:
+            with self.filesystem.open_input_stream(f"{self.root}/{file}") as stream:
+                data: bytes = stream.read()
+            return data
+
+        return _answered(f"{self.name}/{file}", act)
+
+    def manifest(self) -> tuple[bytes, Manifest]:
+        """Its manifest, as bytes and as an object.
+
+        Raises:
+            UserError: it cannot be read, or is none.
+        """
+        text = self.read(MANIFEST)
+        return text, Manifest.from_json(_json(text, self.name), self.name)
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Size in bytes and time of change in ns of the files in it, by name.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+        def act() -> dict[str, tuple[int, int]]:
+            found = self.filesystem.get_file_info(fs.FileSelector(self.root))
+            files = [info for info in found if info.type == fs.FileType.File]
+            return {info.base_name: (info.size, info.mtime_ns or 0) for info in files}
+
+        return _answered(self.name, act)
+
+    def chunks(self, file: str) -> Iterator[bytes]:
+        """The content of a file in it, from front to back.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        with _reading(f"{self.name}/{file}"):
+            stream = self.filesystem.open_input_stream(f"{self.root}/{file}")
+        with stream:
+            while True:
+                with _reading(f"{self.name}/{file}"):
+                    data: bytes = stream.read(CHUNK)
+                if not data:
+                    return
+                yield data
+
+    def copy(self, shard: Shard, target: Path, stop: Event) -> None:
+        """Copy a shard; it appears when its SHA-256 is the manifest's.
+
+        Raises:
+            UserError: it cannot be read, or is damaged.
+            StoppedError: ``stop`` was set.
+            OSError: the disk is full.
+        """
+        source = f"{self.name}/{shard.name}"
+        found, size = hashlib.sha256(), 0
+        with files.atomic_path(target) as temporary, temporary.open("wb") as file:
+            for data in self.chunks(shard.name):
+                if stop.is_set():
+                    raise StoppedError
+                found.update(data)
+                size += len(data)
+                if size > shard.bytes:
+                    break
+                file.write(data)
+            if found.hexdigest() != shard.sha256:
+                raise UserError(f"{source} is damaged: its SHA-256 is not the manifest's; copy it "
+                                "there again")  # fmt: skip
+
+
+class StoppedError(Exception):
+    """Another shard could not be copied, or the person gave up."""
+
+
+def locate(location: str, filesystem: fs.FileSystem | None = None) -> Location:
+    """A location by its URI; with ``filesystem``, by its path there.
+
+    Raises:
+        UserError: pyarrow cannot open it.
+    """
+    name = _shown(location).rstrip("/")
+    if filesystem is None:
+        filesystem, location = _answered(name, lambda: fs.FileSystem.from_uri(location))
+    return Location(filesystem=filesystem, root=location.rstrip("/"), name=name)
 
 
 def fetch(
@@ -52,15 +158,9 @@ def fetch(
     """
     if workers < 1:
         raise UserError(f"workers counts from 1, got {workers}")
-    name = _shown(location)
-    with _reading(name):
-        if filesystem is None:
-            filesystem, location = fs.FileSystem.from_uri(location)
-    root = location.rstrip("/")
-    with _reading(f"{name.rstrip('/')}/{MANIFEST}"):
-        with filesystem.open_input_stream(f"{root}/{MANIFEST}") as stream:
-            text: bytes = stream.read()
-    manifest = Manifest.from_json(_json(text, name), name)
+    place = locate(location, filesystem)
+    name = place.name
+    text, manifest = place.manifest()
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     _check_target(out, text, shards)
     out.mkdir(parents=True, exist_ok=True)
@@ -74,10 +174,7 @@ def fetch(
                             f"{(total - done) / 1e9:.1f}: choose another disk")  # fmt: skip
         stop = Event()
         with ThreadPoolExecutor(workers) as pool:
-            jobs = {
-                pool.submit(_copy, filesystem, root, name, shard, out, stop): shard
-                for shard in todo
-            }
+            jobs = {pool.submit(place.copy, shard, out / shard.name, stop): shard for shard in todo}
             try:
                 for job in as_completed(jobs):
                     job.result()
@@ -88,35 +185,12 @@ def fetch(
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        for split, content in manifest.splits.items():
+            for shard in content.shards:  # each is known to be whole
+                first = manifest.first(split, shard.name)
+                load_index(out / shard.name, shard, split, first, manifest.classes)
         files.write_bytes(out / MANIFEST, text)
     return manifest
-
-
-class _StoppedError(Exception):
-    """Another shard could not be copied, or the person gave up."""
-
-
-def _copy(
-    filesystem: fs.FileSystem, root: str, name: str, shard: Shard, out: Path, stop: Event
-) -> None:
-    source = f"{name.rstrip('/')}/{shard.name}"
-    found, size = hashlib.sha256(), 0
-    with _reading(source):
-        stream = filesystem.open_input_stream(f"{root}/{shard.name}")
-    with stream, files.atomic_path(out / shard.name) as temporary, temporary.open("wb") as file:
-        while size <= shard.bytes:
-            if stop.is_set():
-                raise _StoppedError
-            with _reading(source):
-                data: bytes = stream.read(CHUNK)
-            if not data:
-                break
-            found.update(data)
-            size += len(data)
-            file.write(data)
-        if found.hexdigest() != shard.sha256:
-            raise UserError(f"{source} is damaged: its SHA-256 is not the manifest's; copy it "
-                            "there again")  # fmt: skip
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:
@@ -157,6 +231,31 @@ def _json(text: bytes, name: str) -> Any:
 def _shown(location: str) -> str:
     """A location without a password."""
     return re.sub(r"//[^/@]*@", "//***@", location)
+
+
+def _answered(name: str, act: Callable[[], T]) -> T:
+    """What an action on a location returns.
+
+    Raises:
+        UserError: it failed, or did not return in time.
+    """
+    done: Queue[tuple[T | None, BaseException | None]] = Queue()
+
+    def run() -> None:
+        try:
+            done.put((act(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    Thread(target=run, daemon=True).start()  # one that hangs must not keep us
+    try:
+        result, error = done.get(timeout=ANSWER_S)
+    except Empty:
+        raise UserError(f"cannot read {name}: no answer in {ANSWER_S:g} s") from None
+    with _reading(name):
+        if error is not None:
+            raise error
+    return cast(T, result)
 
 
 @contextmanager

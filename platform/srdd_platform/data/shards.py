@@ -3,7 +3,8 @@
 A shard directory holds ``train-000000.tar ...``, ``val-000000.tar ...`` and ``manifest.json``. A
 sample is three members, ``KEY.cls`` (class index), ``KEY.json`` (class name and origin) and
 ``KEY.png`` (uint8 RGB, R x R; larger with ``keep``), under a key such as ``train-00000042`` that
-counts up through the split. The same input gives the same bytes: no time, no absolute path.
+counts up through the split. Beside each shard lies its index (:mod:`srdd_platform.data.index`).
+The same input gives the same bytes: no time, no absolute path.
 """
 
 import io
@@ -22,6 +23,7 @@ from PIL import Image
 
 from srdd.errors import UserError
 from srdd_platform import files
+from srdd_platform.data.index import load_index
 from srdd_platform.data.manifest import MANIFEST, Manifest, Settings, Shard, Skipped, Split
 from srdd_platform.data.pixels import MAX_KEEP, BadImageError, stored_side
 from srdd_platform.data.recipes import Recipe, open_recipe
@@ -194,12 +196,14 @@ def _write_split(
                     num += 1
             file.flush()
             os.fsync(file.fileno())
-        yield Shard(
+        written = Shard(
             name=path.name,
             num=num,
             bytes=path.stat().st_size,
             sha256=files.sha256_file(path),
         )
+        load_index(path, written, split, number * size, source.classes)  # writes it
+        yield written
 
 
 def _encoded(

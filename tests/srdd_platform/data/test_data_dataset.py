@@ -21,7 +21,6 @@ from srdd_platform.data import (
     load_arrays,
     prepare,
     steps_per_epoch,
-    stream,
 )
 
 
@@ -68,7 +67,12 @@ def test_a_sample(data: Path) -> None:
     assert dataset[-1]["index"] == 1436
     with pytest.raises(IndexError):
         dataset[1437]
-    assert dataset.keys[1436] == "train-00001436"
+    assert dataset.key(1436) == "train-00001436"
+    assert [dataset.of_shard(f"train-{i:06d}.tar") for i in range(3)] == [
+        range(500),
+        range(500, 1000),
+        range(1000, 1437),
+    ]
     assert (dataset.classes, dataset.resolution) == (tuple("0123456789"), 8)
 
 
@@ -99,11 +103,11 @@ def test_files_are_closed_with_the_dataset(data: Path) -> None:
 
 def test_more_shards_than_open_files(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ShardDataset(data, "train")[700]["image"]
-    monkeypatch.setattr("srdd_platform.data.dataset.MAX_OPEN", 2)
+    monkeypatch.setattr("srdd_platform.data.store.MAX_OPEN", 2)
     dataset = ShardDataset(data, "train")
     assert torch.equal(dataset[700]["image"], expected)
     assert torch.equal(dataset[700]["image"], expected)
-    assert dataset._files == {}
+    assert dataset.store._files == {}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -211,47 +215,12 @@ def test_indices_may_be_changed_by_the_caller() -> None:
     assert global_indices(0, 0, 20, 5)[1].tolist() == kept.tolist()
 
 
-def test_stream_is_the_split_in_order(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4"}.items():
-        monkeypatch.setenv(name, value)  # as in a Ray worker: the stream is not to be split by it
-    dataset = ShardDataset(data, "train")
-    images, labels = load_arrays(data, "train")
-    seen = list(stream(data, "train"))
-    assert [key for key, _, _ in seen] == dataset.keys.tolist()
-    assert torch.equal(torch.stack([image for _, image, _ in seen]), images)
-    assert [label for _, _, label in seen] == labels.tolist()
-
-
-def test_stream_of_chosen_shards(data: Path) -> None:
-    keys = [key for key, _, _ in stream(data, "train", ["train-000002.tar", "train-000000.tar"])]
-    assert len(keys) == 437 + 500
-    assert (keys[0], keys[437]) == ("train-00001000", "train-00000000")
-    with pytest.raises(UserError, match=r"has no shard 'val-000000\.tar'"):
-        list(stream(data, "train", ["val-000000.tar"]))
-
-
-def test_stream_does_not_end_quietly_at_damage(tmp_path: Path) -> None:
-    prepare(source="digits", resolution=8, out=tmp_path / "d", shard_size_images=500)
-    path = tmp_path / "d" / "train-000001.tar"
-    whole = path.read_bytes()
-    header = whole.index(b"train-00000600.cls")
-    path.write_bytes(whole[:header] + b"x" * 512 + whole[header + 512 :])
-    with pytest.raises(UserError, match=r"train-000001\.tar .*\(100 of 500 samples\)"):
-        list(stream(tmp_path / "d", "train"))
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"train-000001\.tar is missing or damaged"):
-        list(stream(tmp_path / "d", "train"))
-    path.unlink()
-    with pytest.raises(UserError, match=r"train-000001\.tar is missing or damaged"):
-        list(stream(tmp_path / "d", "train"))
-
-
 def test_a_damaged_image_is_named_when_read(tmp_path: Path) -> None:
     prepare(source="digits", resolution=8, out=tmp_path / "d")
     path = tmp_path / "d" / "val-000000.tar"
     dataset = ShardDataset(tmp_path / "d", "val")
     with path.open("r+b") as file:
-        file.seek(int(dataset._offsets[5]))
+        file.seek(int(dataset._places[5, 1]))
         file.write(b"not a png")
     with pytest.raises(UserError, match=r"val-00000005 in .*val-000000\.tar is damaged"):
         dataset[5]
