@@ -256,10 +256,10 @@ def fit(
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in at most ``parts`` parts, about equal, that keep its global size."""
+    """A batch in ``parts`` parts, whose sizes differ by one at most, that keep its global size."""
     chunks = zip(
-        batch.inputs.chunk(parts), batch.labels_b.chunk(parts), batch.index_b.chunk(parts),
-        strict=True,
+        batch.inputs.tensor_split(parts), batch.labels_b.tensor_split(parts),
+        batch.index_b.tensor_split(parts), strict=True,
     )  # fmt: skip
     return [Batch(*chunk, batch.global_size) for chunk in chunks]
 
@@ -273,7 +273,9 @@ def _backward(
         Each part's share of the global batch, and its metrics.
     """
     done: list[tuple[float, dict[str, Tensor]]] = []
-    micro_batches = split_batch(batch, config.accumulate)
+    # As many on every worker, since shards meet at each: no more than the smallest share has.
+    smallest = max(1, batch.global_size // reduce.world)
+    micro_batches = split_batch(batch, min(config.accumulate, smallest))
     half = config.precision == "bfloat16"
     # Where the forward is distributed, workers' gradients meet once, at the last part.
     postponed = getattr(module, "no_sync", nullcontext)

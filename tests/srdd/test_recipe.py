@@ -240,6 +240,7 @@ def test_micro_batches_have_the_batchs_gradient_and_metrics() -> None:
     split = split_batch(next(_batches(11)(0)), 4)
     assert [len(part.inputs) for part in split] == [3, 3, 3, 2]
     assert {part.global_size for part in split} == {11}
+    assert [len(part.inputs) for part in split_batch(next(_batches(5)(0)), 4)] == [2, 1, 1, 1]
 
 
 def test_workers_gradients_meet_at_the_last_part() -> None:

@@ -30,14 +30,14 @@ from srdd_platform.jobs import make_job
 from srdd_platform.options import Options
 from srdd_platform.parallel import Workers, make_workers
 
-STEPS, HALF_WAY, SIZE = 6, 3, 7  # shares of 4 and 3 samples
+STEPS, HALF_WAY, SIZE = 6, 3, 9  # shares of 5 and 4 samples, each in 4 parts
 POISONED = 1  # at this step the last worker's loss is not finite, so all leave it out
 TRANSFORMER = TransformerConfig(
     patch_nums=(1, 2, 3), num_classes=5, depth=3, width=30, num_heads=3, vocab_size=64,
     z_channels=4, drop_path=0.3,
 )  # fmt: skip
 RECIPE = OptimConfig(
-    steps=STEPS, batch_size=SIZE, lr=3e-3, clip=0.5, ema=0.8, accumulate=2, recompute=True,
+    steps=STEPS, batch_size=SIZE, lr=3e-3, clip=0.5, ema=0.8, accumulate=4, recompute=True,
     nonfinite_steps=2,
 )  # fmt: skip
 CPU = torch.device("cpu")
