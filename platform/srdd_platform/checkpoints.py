@@ -1,47 +1,176 @@
-"""Checkpoints of a training: its state, and a manifest that says whose it is."""
+"""Checkpoints of a training: its state, and a manifest that says whose it is and what is in it."""
 
 import errno
 import os
+import shutil
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow import fs
 
 from srdd.errors import UserError
-from srdd_platform.files import read_json, write_json
+from srdd_platform.files import atomic_path, read_json, sha256_file, write_json
 from srdd_platform.jobs import Job
+from srdd_platform.runs import CONFIG
+from srdd_platform.storage import Storage, answered, open_storage
+
+STATE, MANIFEST = "state.pt", "manifest.json"
+UPLOAD_S = 3600.0  # for one checkpoint
+
+
+def name_of(step: int) -> str:
+    """A checkpoint's directory name."""
+    return f"step_{step:06d}"
+
+
+def write_checkpoint(storage: Storage, state: dict[str, Any], job: Job, world: int) -> str:
+    """Write a checkpoint, whole or not at all; one that a killed run left there goes.
+
+    Returns:
+        Its path on the storage's filesystem.
+
+    Raises:
+        OSError: the disk is full.
+        UserError: the storage cannot be written.
+    """
+    name = name_of(int(state["step"]))
+    target = storage.path(name)
+    if storage.local:
+        with atomic_path(Path(target), replace_directory=True) as directory:
+            directory.mkdir()
+            write_state(directory, state, job, world)
+        return target
+    with tempfile.TemporaryDirectory() as temporary:
+        write_state(Path(temporary), state, job, world)
+        what = f"cannot write the checkpoint {storage.name}/{name}"
+        answered(what, lambda: _upload(Path(temporary), storage.filesystem, target), UPLOAD_S)
+    return target
+
+
+def _upload(directory: Path, filesystem: fs.FileSystem, target: str) -> None:
+    """Copy a checkpoint, the manifest last; a copy that fails leaves nothing."""
+    if filesystem.get_file_info(target).type != fs.FileType.NotFound:
+        filesystem.delete_dir(target)
+    filesystem.create_dir(target)
+    try:
+        for name in (STATE, MANIFEST):
+            with (directory / name).open("rb") as source:
+                with filesystem.open_output_stream(f"{target}/{name}") as stream:
+                    shutil.copyfileobj(source, stream, 16 * 2**20)
+    except BaseException:
+        filesystem.delete_dir(target)
+        raise
 
 
 def write_state(directory: Path, state: dict[str, Any], job: Job, world: int) -> None:
-    """Write a checkpoint into an empty directory.
+    """Write a checkpoint's files into an empty directory.
 
     Raises:
         OSError: the disk is full.
     """
-    _save(state, directory / "state.pt")
-    manifest = {"step": int(state["step"]), "config": job.config_hash, "world": world}
-    write_json(directory / "manifest.json", manifest)
+    path = directory / STATE
+    _save(state, path)
+    manifest = {
+        "step": int(state["step"]),
+        "config": job.config_hash,
+        "world": world,
+        "files": {STATE: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}},
+    }
+    write_json(directory / MANIFEST, manifest)
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint's state; a full disk is an OSError, which torch hides."""
     try:
         torch.save(state, path)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
     except RuntimeError as error:
         if "unexpected pos" not in str(error) and "write" not in str(error):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
-def read_state(directory: Path, job: Job) -> dict[str, Any]:
-    """A checkpoint's state.
+def read_checkpoint(path: str, job: Job) -> dict[str, Any]:
+    """The state in a checkpoint of a job, given its path on the job's storage.
 
     Raises:
-        UserError: it belongs to another configuration.
+        UserError: it belongs to another configuration, is damaged, or cannot be read.
     """
-    if read_json(directory / "manifest.json")["config"] != job.config_hash:
-        raise UserError(f"{directory} is a checkpoint of another configuration")
-    state: dict[str, Any] = torch.load(
-        directory / "state.pt", map_location="cpu", weights_only=True
-    )
+    storage = open_storage(job.run, job.checkpoints)
+    if storage.local:
+        return read_state(Path(path), job)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        for name in (MANIFEST, STATE):
+            answered(
+                f"cannot read the checkpoint {storage.name}/{Path(path).name}",
+                partial(_download, storage.filesystem, f"{path}/{name}", directory / name),
+                UPLOAD_S,
+            )
+        return read_state(directory, job)
+
+
+def _download(filesystem: fs.FileSystem, source: str, target: Path) -> None:
+    with filesystem.open_input_stream(source) as stream, target.open("wb") as file:
+        shutil.copyfileobj(stream, file, 16 * 2**20)
+
+
+def read_state(directory: Path, job: Job) -> dict[str, Any]:
+    """The state in a local checkpoint directory.
+
+    Raises:
+        UserError: it belongs to another configuration, or a file is not the one written.
+    """
+    manifest = read_json(directory / MANIFEST)
+    _refuse_foreign(manifest, job, str(directory))
+    for name, written in manifest.get("files", {}).items():
+        path = directory / name
+        if not path.is_file() or sha256_file(path) != written["sha256"]:
+            raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's")
+    state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
     return state
+
+
+def _refuse_foreign(manifest: dict[str, Any], job: Job, name: str) -> None:
+    if manifest["config"] != job.config_hash:
+        raise UserError(f"{name} is a checkpoint of another configuration")
+
+
+def last_step(storage: Storage) -> int:
+    """The step of the newest checkpoint that counts; 0 where there is none."""
+    names = storage.registered()
+    return int(names[-1].removeprefix("step_")) if names else 0
+
+
+def claim_storage(job: Job) -> Storage:
+    """The storage of a job's checkpoints, found fit for use. The run directory is held.
+
+    Raises:
+        UserError: it cannot be written, it holds checkpoints of another configuration, or the
+            run's own lie elsewhere.
+    """
+    storage = open_storage(job.run, job.checkpoints)
+    storage.check()
+    names = storage.registered()
+    if names:
+        manifest = storage.read_json(f"{names[-1]}/{MANIFEST}")
+        if manifest is None:
+            raise UserError(f"{storage.name} has lost the checkpoint {names[-1]} that it lists")
+        _refuse_foreign(manifest, job, storage.path(names[-1]))
+    config = read_json(Path(job.run) / CONFIG)
+    before = config.get("checkpoints", job.checkpoints)
+    if before != job.checkpoints and not names:
+        old = open_storage(job.run, before)
+        if old.registered():
+            raise UserError(
+                f"{job.run} keeps its checkpoints in {old.name}, and {storage.name} has none: give "
+                "the old place, or copy them to the new one"
+            )
+    if config.get("checkpoints") != job.checkpoints:
+        write_json(Path(job.run) / CONFIG, {**config, "checkpoints": job.checkpoints})
+    storage.prune()
+    return storage

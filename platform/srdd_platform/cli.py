@@ -18,6 +18,7 @@ from srdd.presets import get_preset
 from srdd_platform.convert_cli import Convert, Export
 from srdd_platform.data_cli import Data
 from srdd_platform.options import Options, TransformerOptions
+from srdd_platform.ray_session import end_on_sigterm, terminated
 from srdd_platform.tokenizer_options import TokenizerOptions
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -220,7 +221,8 @@ def guarded(action: Callable[[], None]) -> None:
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("interrupted; give the same command again to go on", code=130)
+        what, code = ("terminated", 143) if terminated() else ("interrupted", 130)
+        _fail(f"{what}; give the same command again to go on", code=code)
     except FloatingPointError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -242,6 +244,7 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 
 def main() -> None:
     """The console script."""
+    end_on_sigterm()
     guarded(_run_command)
 
 

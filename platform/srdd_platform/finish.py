@@ -13,7 +13,7 @@ from srdd.train.classifier import ClassifierTask
 from srdd.train.ema import finished_weights
 from srdd.train.tokenizer import TokenizerTask
 from srdd.train.transformer import TransformerTask
-from srdd_platform.checkpoints import read_state
+from srdd_platform.checkpoints import read_checkpoint
 from srdd_platform.extend import mark_finished
 from srdd_platform.files import atomic_path
 from srdd_platform.jobs import Job
@@ -28,9 +28,9 @@ def class_names(job: Job, config: TransformerConfig) -> tuple[str, ...]:
     return (UNCONDITIONAL,) if config.unconditional else job.store().manifest.classes
 
 
-def finish(job: Job, checkpoint: Path) -> None:
+def finish(job: Job, checkpoint: str) -> None:
     """Write ``model/`` from the last checkpoint: a model or pipeline directory, whole or absent."""
-    state = read_state(checkpoint, job)
+    state = read_checkpoint(checkpoint, job)
     if int(state["step"]) != job.steps:
         raise UserError(failure(Path(job.run)) or f"{job.run} stopped at step {state['step']}")
     with torch.random.fork_rng(devices=[]):

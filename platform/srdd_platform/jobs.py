@@ -42,7 +42,12 @@ class Job:
     lpips: tuple[str, ...] = ()  # files with its weights, for tokenizers
     extractor: tuple[str, ...] = ()  # name and weights: of the features behind a tokenizer's rFID
     init_from: str = ""  # pipeline or run directory whose weights a transformer begins with
-    workers: int = 1
+    workers: int = 1  # the most
+    min_workers: int = 0  # the fewest; 0: as many as the most
+    max_failures: int = 3  # lost workers that brought no new checkpoint, before it gives up
+    wait_for_resources: float | None = None  # seconds for workers' room; None: as the cluster is
+    checkpoints: str = ""  # URI where they lie; "": in the run directory
+    keep_checkpoints: int = 2
     parallel: Parallel = "ddp"  # how workers share a model
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1  # of a CPU worker
@@ -59,6 +64,16 @@ class Job:
     def steps(self) -> int:
         """Optimizer updates in all."""
         return max(int(self.settings["optim"]["steps"]), self.extend_to)
+
+    @property
+    def fewest(self) -> int:
+        """Workers that it cannot do without."""
+        return self.min_workers or self.workers
+
+    @property
+    def each(self) -> dict[str, float]:
+        """What one worker holds, by Ray's names."""
+        return {"CPU": float(self.threads)} | ({"GPU": 1.0} if self.device == "cuda" else {})
 
     @property
     def runtime(self) -> dict[str, Any]:
@@ -164,7 +179,12 @@ def make_job(
         settings=settings,
         tokenizer=str(tokenizer.resolve()) if tokenizer else "",
         codes=codes,
-        workers=options.workers,
+        workers=options.worker_range[1],
+        min_workers=options.worker_range[0],
+        max_failures=options.max_failures,
+        wait_for_resources=options.wait_for_resources,
+        checkpoints=options.checkpoints or "",
+        keep_checkpoints=options.keep_checkpoints,
         parallel=options.parallel,
         device=options.device,
         threads=options.threads,

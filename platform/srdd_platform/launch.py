@@ -1,26 +1,31 @@
 """Start trainings from their jobs, watch them, and write what they finished."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import RayTaskError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from rich.console import Console
 
 from srdd.errors import UserError
 from srdd.fields import to_dict
+from srdd_platform.checkpoints import claim_storage
 from srdd_platform.data_options import left_out
 from srdd_platform.extend import extended, is_finished
 from srdd_platform.finish import finish
 from srdd_platform.jobs import Job, title
+from srdd_platform.patience import NoWorkersError
 from srdd_platform.progress import bars
 from srdd_platform.ray_session import Session
+from srdd_platform.room import Need, find_room, fit_together, patience
 from srdd_platform.runs import failure, note, open_run
 from srdd_platform.tasks import begin_from, build_task
-from srdd_platform.training import run_training
+from srdd_platform.training import lost_workers, run_training
 
 POLL_S = 0.5
 
@@ -52,14 +57,37 @@ def train(jobs: Sequence[Job], session: Session | None, console: Console) -> Non
             console.print(line, style="yellow", soft_wrap=True)
         for job in todo:
             (Path(job.run) / "failure.json").unlink(missing_ok=True)
-            if job.init_from and not (Path(job.run) / "checkpoints").exists():
+            storage = claim_storage(job)
+            if job.init_from and not storage.registered():
                 _report_init(job, console)
-            session.require(
-                cpus=job.workers * job.threads,
-                gpus=job.workers if job.device == "cuda" else 0,
-            )
-        for job, checkpoint in zip(todo, _run_all(todo, console), strict=True):
-            finish(job, Path(checkpoint))
+        if len(todo) == 1 or fit_together(session, [_need(job) for job in todo]):
+            groups = [todo]
+        else:  # one after the other
+            groups = [[job] for job in todo]
+        for group in groups:
+            placed = _place(group, session, console)
+            for job, checkpoint in zip(placed, _run_all(placed, console), strict=True):
+                finish(job, checkpoint)
+
+
+def _need(job: Job) -> Need:
+    return Need(what=title(job), each=job.each, low=job.fewest, high=job.workers)
+
+
+def _place(jobs: Sequence[Job], session: Session, console: Console) -> list[Job]:
+    """The jobs with the numbers of workers that there is room for, all at once."""
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    wait_s = patience(session, jobs[0].wait_for_resources)
+    ranges = find_room(session, [_need(job) for job in jobs], wait_s, say)
+    placed = []
+    for job, (low, high) in zip(jobs, ranges, strict=True):
+        if high < job.workers:
+            say(f"{title(job)} has room for {high} of {job.workers} workers")
+        placed.append(replace(job, min_workers=low, workers=high, wait_for_resources=wait_s))
+    return placed
 
 
 def _report_init(job: Job, console: Console) -> None:
@@ -96,12 +124,35 @@ def _run_all(jobs: Sequence[Job], console: Console) -> list[str]:
 
 def _explain(job: Job, error: RayTaskError) -> Exception:
     """The error a person can act on, or the original one."""
-    why = failure(Path(job.run))
-    if why:
+    if why := failure(Path(job.run)):
         return UserError(why)
-    cause = error.cause if isinstance(error.cause, UserError) else None
-    failures = getattr(error.cause, "worker_failures", {})
-    for inner in failures.values():
-        if isinstance(inner, OSError) or "UserError" in type(inner).__name__:
+    cause: Exception | None = error.cause
+    if isinstance(cause, UserError):
+        return cause
+    for inner in _causes(cause):
+        if isinstance(inner, NoWorkersError | WorkerGroupStartupTimeoutError):
+            text = str(inner).splitlines()[0]
+            return UserError(f"{job.run}: {text}")
+        if isinstance(inner, OSError) or "MemoryError" in type(inner).__name__:
             return UserError(f"{job.run}: {inner}")
+    if cause is not None and lost_workers(cause):
+        return UserError(
+            f"{job.run}: workers were lost {job.max_failures + 1} times without a new checkpoint; "
+            "the last one is kept: give the same command again to go on from it"
+        )
     return cause or error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error of Ray Train, and those inside it, the innermost first."""
+    if error is None:
+        return
+    wrapped = [
+        *getattr(error, "worker_failures", {}).values(),
+        getattr(error, "controller_failure", None),
+        getattr(error, "_base_exc", None),
+        error.__cause__,
+    ]
+    for inner in wrapped:
+        yield from _causes(inner)
+    yield error

@@ -1,5 +1,6 @@
 """What every training takes beside its preset: the command line's options, and the launcher's."""
 
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,8 +23,12 @@ C = TypeVar("C", OptimConfig, TransformerLossConfig)
 class Options(DataOptions):
     """What every training takes beside its preset. None leaves the preset's value."""
 
-    workers: int = 1  # Ray Train workers; the batch size is global, whatever their number
+    workers: int | str = 1  # Ray Train workers, or A:B as there is room; the batch size is global
     parallel: Parallel = "ddp"  # each worker has the whole model, or (transformers) a shard of it
+    max_failures: int = 3  # lost workers that brought no new checkpoint, before a run gives up
+    wait_for_resources: float | None = None  # seconds; default 600 where the cluster can grow, or 0
+    checkpoints: str | None = None  # where they lie instead of OUT/checkpoints: s3://bucket/folder
+    keep_checkpoints: int = 2  # the newest ones
     max_steps: int | None = None  # optimizer updates, instead of the preset's
     extend_to: int = 0  # steps in all: goes on with a run, finished or not, at its last rate
     batch_size: int | None = None  # instead of the preset's; so are the next ones
@@ -49,12 +54,25 @@ class Options(DataOptions):
 
     def __post_init__(self) -> None:
         self.check_data()
-        if self.workers < 1:
-            raise UserError(f"--workers must be positive, got {self.workers}")
-        for name in ("extend_to", "validate_every", "grid_every"):
-            if getattr(self, name) < 0:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} must be >= 0, got {getattr(self, name)}")
+        _ = self.worker_range
+        at_least = {
+            "extend_to": 0, "validate_every": 0, "grid_every": 0, "max_failures": 0,
+            "wait_for_resources": 0, "keep_checkpoints": 1,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} must be >= {least}, got {value}")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        found = re.fullmatch(r"(\d+)(?::(\d+))?", str(self.workers))
+        low = int(found[1]) if found else 0
+        high = int(found[2] or low) if found else 0
+        if not 1 <= low <= high:
+            raise UserError(f"--workers must be N or A:B with 1 <= A <= B, got {self.workers}")
+        return low, high
 
     def apply(self, optim: OptimConfig) -> OptimConfig:
         """The preset's optimizer with what was given here."""

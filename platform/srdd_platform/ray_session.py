@@ -2,7 +2,8 @@
 
 Three ways in::
 
-    with session() as cluster:                     # a fresh local Ray, gone afterwards
+    with session() as cluster:                     # a fresh local Ray, gone afterwards; inside
+                                                   # `ray job submit` the cluster of the job
     with session("10.0.0.4:6379") as cluster:      # joins; leaves it running
     with session("auto") as cluster:               # the Ray that already runs on this machine
 
@@ -14,6 +15,8 @@ other ports are open to the network; ``RAY_AUTH_MODE=disabled`` turns that off.
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +42,35 @@ _LOCAL_ENVIRONMENT = {
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows are our record
 }
+_INSIDE_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for the command it runs
+
+
+_asked_to_end = threading.Event()
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM; raised in the main thread.
+
+    Inside a call of Ray it comes out as a bare KeyboardInterrupt: :func:`terminated` tells.
+    """
+
+
+def terminated() -> bool:
+    """Whether SIGTERM has come."""
+    return _asked_to_end.is_set()
+
+
+def end_on_sigterm() -> None:
+    """Let the first SIGTERM end the program in order, as Ctrl-C does; later ones change nothing."""
+
+    def handler(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _asked_to_end.set()
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        _asked_to_end.clear()
+        signal.signal(signal.SIGTERM, handler)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +91,21 @@ class Session:
         return dict(ray.available_resources())
 
     @property
+    def nodes(self) -> list[dict[str, float]]:
+        """What each node that is up has, whoever holds it."""
+        return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+    @property
+    def free_nodes(self) -> list[dict[str, float]]:
+        """What of ``nodes`` nobody holds at this moment; one worker needs all of its on one."""
+        return [dict(node) for node in ray._private.state.available_resources_per_node().values()]
+
+    @property
+    def grows(self) -> bool:
+        """Whether an autoscaler may start nodes."""
+        return not self.local and bool(_autoscaler_limits())
+
+    @property
     def capacity(self) -> dict[str, float]:
         """``total``, or more where the cluster's autoscaler may start nodes that are not up."""
         limits = _autoscaler_limits()
@@ -74,9 +121,11 @@ class Session:
         capacity = self.capacity
         have = {name: capacity.get(name, 0) for name in ("CPU", "GPU")}
         if cpus > have["CPU"] or gpus > have["GPU"]:
+            free = {name: self.free.get(name, 0) for name in have}
             raise UserError(
                 f"{_amount(cpus, gpus)} needed, but the Ray cluster has "
-                f"{_amount(have['CPU'], have['GPU'])}: ask for less or join a larger cluster"
+                f"{_amount(have['CPU'], have['GPU'])}, {_amount(free['CPU'], free['GPU'])} of them "
+                "free: ask for less or join a larger cluster"
             )
 
 
@@ -86,7 +135,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
 
     A Ray that this process has already joined is used as it is and stays up. Otherwise ``address``
     None starts a fresh local one, with its dashboard on the loopback interface; leaving the block,
-    also by Ctrl-C, shuts it down. An address is joined and left running.
+    also by Ctrl-C or SIGTERM, shuts it down. An address is joined and left running.
 
     Args:
         address: ``host:port`` of a running cluster's head, or ``auto`` for one on this machine.
@@ -98,13 +147,21 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     if ray.is_initialized():
         yield _describe(local=False)
         return
-    with _environment(_ENVIRONMENT | (_LOCAL_ENVIRONMENT if address is None else {})):
+    if address is None and _INSIDE_JOB in os.environ:
+        address = "auto"
+    with environment(_ENVIRONMENT | (_LOCAL_ENVIRONMENT if address is None else {})):
         try:
-            if address is None:
-                _start(num_cpus)
-            else:
-                _join(address)
-            yield _describe(local=address is None)
+            try:
+                if address is None:
+                    _start(num_cpus)
+                else:
+                    _join(address)
+            except SystemExit:  # Ray's own answer to SIGTERM while it starts
+                _asked_to_end.set()
+                raise Terminated from None
+            described = _describe(local=address is None)
+            end_on_sigterm()  # Ray has put a handler of its own in
+            yield described
         finally:
             ray.shutdown()
 
@@ -189,7 +246,7 @@ def _amount(cpus: float, gpus: float) -> str:
 
 
 @contextmanager
-def _environment(defaults: dict[str, str]) -> Iterator[None]:
+def environment(defaults: dict[str, str]) -> Iterator[None]:
     """Set variables that the user has not set, for the length of the block."""
     added = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(added)

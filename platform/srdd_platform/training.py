@@ -5,7 +5,7 @@ runs the science's plain loop (:func:`srdd.train.loop.fit`) on its slice of each
 Ray Train run a run directory: the same name resumes from the last checkpoint that Ray registered.
 """
 
-import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,18 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from srdd.errors import UserError
 from srdd.fields import from_dict
@@ -22,24 +32,45 @@ from srdd.train.config import OptimConfig
 from srdd.train.loop import fit
 from srdd.train.tokenizer import TokenizerTask
 from srdd_platform.batches import batches
-from srdd_platform.checkpoints import read_state, write_state
+from srdd_platform.checkpoints import last_step, read_checkpoint, write_checkpoint
 from srdd_platform.data import load_images
 from srdd_platform.files import write_json
 from srdd_platform.jobs import Job
 from srdd_platform.meter import Watch
 from srdd_platform.parallel import make_workers
+from srdd_platform.patience import Patience
+from srdd_platform.ray_session import environment
+from srdd_platform.room import Need
 from srdd_platform.runs import failure
+from srdd_platform.storage import open_storage
 from srdd_platform.tasks import begin_from, build_task
 from srdd_platform.validation import validate
 
 SEED_IMAGES = 256  # whose latents seed the codebook
-KEEP_CHECKPOINTS = 2
-MAX_FAILURES = 3  # lost workers; an error that repeats is not retried
+STARTS = 4  # times that workers are started before a training gives up for lack of room
+START_S = 30.0  # least time for each
+RESIZE_S = 30.0  # between looks at whether an elastic training may grow
+POLL_S = 0.5  # between looks at the workers: a lost one is seen, a checkpoint registered
 
 
-def worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs. ``config`` is a :class:`Job` as a dict."""
+def worker(config: dict[str, Any]) -> str | None:
+    """What each Ray Train worker runs. ``config`` is a :class:`Job` as a dict.
+
+    Returns:
+        Why the training cannot go on, where another try would end alike; else None.
+    """
     job = Job(**config)
+    try:
+        _train(job)
+    except (FloatingPointError, UserError) as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            with suppress(OSError):  # the disk may be full
+                write_json(Path(job.run) / "failure.json", {"error": str(error)})
+        return str(error)
+    return None
+
+
+def _train(job: Job) -> None:
     if job.device == "cpu":
         torch.set_num_threads(job.threads)
     run, device = Path(job.run), torch.device(job.device)
@@ -50,6 +81,7 @@ def worker(config: dict[str, Any]) -> None:
     reduce = make_workers(job.parallel, rank, world, device, half=half)
     task = build_task(job)
     reduce.place(task, device)
+    storage = open_storage(job.run, job.checkpoints)
     resume = _load_checkpoint(job)
     if resume is None and job.init_from:
         begin_from(task, Path(job.init_from))
@@ -60,15 +92,26 @@ def worker(config: dict[str, Any]) -> None:
     watch.begin(int(resume["step"]) if resume else 0)
 
     def on_checkpoint(step: int, state: dict[str, Any]) -> None:
-        name = f"step_{step:06d}"
-        with tempfile.TemporaryDirectory() as directory:
-            checkpoint = None
-            if reduce.rank == 0:
-                write_state(Path(directory), state, job, reduce.world)
-                checkpoint = Checkpoint.from_directory(directory)
-            ray.train.report(
-                {"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name
-            )  # every worker reports: it is a barrier
+        checkpoint, trouble = None, None
+        if reduce.rank == 0:
+            try:
+                path = write_checkpoint(storage, state, job, world)
+                checkpoint = Checkpoint(path, storage.filesystem)
+            except (OSError, UserError) as error:
+                why = getattr(error, "strerror", None) or error
+                trouble = (
+                    f"cannot write the checkpoint of step {step} to {storage.name} ({why}): those "
+                    "before are kept; make room, then give the same command again"
+                )
+        if world > 1:  # all of them stop, or none
+            trouble = broadcast_from_rank_zero(trouble)
+        if trouble:
+            raise UserError(trouble)
+        ray.train.report(
+            {"step": step},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,  # it lies there already
+        )  # every worker reports: it is a barrier
 
     def validated() -> dict[str, float]:
         whole = reduce.assembled(task)
@@ -82,34 +125,30 @@ def worker(config: dict[str, Any]) -> None:
         if reduce.rank == 0:
             watch.grid(step, whole)
 
-    try:
-        ema = fit(
-            task,
-            optim,
-            lambda step: watch.meter.stream(batches(job, reduce, step, device)),
-            extend_to=job.extend_to,
-            resume=resume,
-            wrap=reduce.wrap,
-            reduce=reduce,
-            log_every=job.log_every,
-            on_log=watch.log,
-            checkpoint_every=job.checkpoint_every,
-            on_checkpoint=watch.meter.apart(on_checkpoint),
-            validate_every=job.validate_every,
-            validate=watch.meter.apart(validated),
-            grid_every=job.grid_every,
-            on_grid=watch.meter.apart(on_grid),
-        )
-        with ema.applied():
-            whole = reduce.assembled(task)
-            if reduce.rank == 0:
-                found = validate(whole, job, device)
-                watch.grid(job.steps, whole)
+    ema = fit(
+        task,
+        optim,
+        lambda step: watch.meter.stream(batches(job, reduce, step, device)),
+        extend_to=job.extend_to,
+        resume=resume,
+        wrap=reduce.wrap,
+        reduce=reduce,
+        log_every=job.log_every,
+        on_log=watch.log,
+        checkpoint_every=job.checkpoint_every,
+        on_checkpoint=watch.meter.apart(on_checkpoint),
+        validate_every=job.validate_every,
+        validate=watch.meter.apart(validated),
+        grid_every=job.grid_every,
+        on_grid=watch.meter.apart(on_grid),
+    )
+    with ema.applied():
+        whole = reduce.assembled(task)
         if reduce.rank == 0:
-            write_json(run / "validation.json", found)
-    except (FloatingPointError, UserError) as error:  # would only repeat: no retry
-        if reduce.rank == 0:
-            write_json(run / "failure.json", {"error": str(error)})
+            found = validate(whole, job, device)
+            watch.grid(job.steps, whole)
+    if reduce.rank == 0:
+        write_json(run / "validation.json", found)
 
 
 def _load_checkpoint(job: Job) -> dict[str, Any] | None:
@@ -117,35 +156,75 @@ def _load_checkpoint(job: Job) -> dict[str, Any] | None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
-    with checkpoint.as_directory() as directory:
-        return read_state(Path(directory), job)
+    return read_checkpoint(checkpoint.path, job)
 
 
 def run_training(job: Job) -> str:
-    """Run a job under Ray Train, blocking; returns the directory of the last checkpoint.
+    """Run a job under Ray Train, blocking; returns the path of the last checkpoint.
 
-    Runs in a Ray task, so that several trainings share one driver.
+    Runs in a Ray task, so that several trainings share one driver. Workers that are lost start
+    again from the last checkpoint, ``job.max_failures`` times; where they got to a new one before,
+    the count begins anew. Nodes that a cluster drains first do not count.
     """
-    resources = {"CPU": float(job.threads)} | ({"GPU": 1.0} if job.device == "cuda" else {})
-    trainer = TorchTrainer(
+    storage = open_storage(job.run, job.checkpoints)
+    while True:
+        before = last_step(storage)
+        try:
+            with environment(_bounds(job)):
+                result = _trainer(job).fit()
+        except TrainingFailedError as error:
+            if not lost_workers(error) or last_step(storage) <= before:
+                raise
+            continue
+        if result.return_value:
+            raise UserError(f"{job.run}: {result.return_value}")
+        if result.checkpoint is None:
+            why = failure(Path(job.run)) or f"{job.run}: training ended without a checkpoint"
+            raise UserError(why)
+        return str(result.checkpoint.path)
+
+
+def lost_workers(error: TrainingFailedError) -> bool:
+    """Whether a training failed because workers died, not because of what they ran."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return any(isinstance(failure, WorkerHealthCheckFailedError) for failure in failures)
+
+
+def patience_s(job: Job) -> float:
+    """How long a training may be without workers."""
+    return max(job.wait_for_resources or 0.0, STARTS * START_S)
+
+
+def _bounds(job: Job) -> dict[str, str]:
+    """Ray's settings for a job, as variables, which the user's own override."""
+    return {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience_s(job) / STARTS),
+    }
+
+
+def _trainer(job: Job) -> TorchTrainer:
+    need = Need(what=job.kind, each=job.each, low=job.fewest, high=job.workers)
+    storage = open_storage(job.run, job.checkpoints)
+    folder, name = storage.root.rsplit("/", 1)
+    return TorchTrainer(
         worker,
         train_loop_config=asdict(job),
         scaling_config=ScalingConfig(
-            num_workers=job.workers,
+            num_workers=job.workers if need.low == need.high else (need.low, need.high),
             use_gpu=job.device == "cuda",
-            resources_per_worker=resources,
+            resources_per_worker=job.each,
+            elastic_resize_monitor_interval_s=RESIZE_S,
         ),
         run_config=RunConfig(
-            name="checkpoints",
-            storage_path=str(Path(job.run).resolve()),
-            checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
+            name=name,
+            storage_path=folder,
+            storage_filesystem=storage.filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=job.keep_checkpoints),
             failure_config=FailureConfig(
-                max_failures=MAX_FAILURES,
-                controller_failure_limit=MAX_FAILURES,
+                max_failures=job.max_failures,
+                controller_failure_limit=STARTS - 1,
             ),
+            callbacks=[Patience(patience_s(job), str(need))],
         ),
     )
-    result = trainer.fit()
-    if result.checkpoint is None:
-        raise UserError(failure(Path(job.run)) or f"{job.run}: training ended without a checkpoint")
-    return str(result.checkpoint.path)

@@ -6,9 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import psutil
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 
 from srdd import Pipeline, SamplerConfig
 from srdd.checkpoint import save_model
@@ -94,12 +96,12 @@ def classifier_dir(digits_shards: Path, tmp_path_factory: pytest.TempPathFactory
     return directory
 
 
-class Killer:
-    """Kill -9 the processes that train, once a run has logged a step."""
+class AfterStep:
+    """Does something to the processes that train, once a run has logged a step."""
 
-    def __init__(self, run: Path, step: int) -> None:
-        self.run, self.step = run, step
-        self.killed: list[int] = []
+    def __init__(self, run: Path, step: int, act: Callable[[int], object]) -> None:
+        self.run, self.step, self.act = run, step, act
+        self.pids: list[int] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -115,17 +117,40 @@ class Killer:
             except psutil.Error:
                 continue
             if "RayTrainWorker" in title:
-                os.kill(process.pid, signal.SIGKILL)
-                self.killed.append(process.pid)
+                self.act(process.pid)
+                self.pids.append(process.pid)
 
     def close(self) -> None:
-        """Stop watching; processes that were never killed would make a test that shows nothing."""
+        """Stop watching; a test that did nothing to anybody shows nothing."""
         self._stop.set()
         self._thread.join(timeout=60)
-        assert self.killed, "no worker was killed: the test shows nothing"
+        assert self.pids, "there was no worker: the test shows nothing"
 
 
 @pytest.fixture(scope="session")
-def kill_worker_after() -> Callable[[Path, int], Killer]:
-    """A watcher that kills a run's workers after a step; ``close()`` it when the run is done."""
-    return Killer
+def after_step() -> Callable[[Path, int, Callable[[int], object]], AfterStep]:
+    """A watcher of a run's workers after a step; ``close()`` it when the run is done."""
+    return AfterStep
+
+
+@pytest.fixture(scope="session")
+def kill_worker_after() -> Callable[[Path, int], AfterStep]:
+    """A watcher that kills a run's workers after a step."""
+    return lambda run, step: AfterStep(run, step, lambda pid: os.kill(pid, signal.SIGKILL))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a server on the loopback interface, which this process and its children reach."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "an-access-key", "AWS_SECRET_ACCESS_KEY": "a-very-secret-key",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="models")
+    yield "s3://models"
+    server.stop()

@@ -258,7 +258,7 @@ def test_a_report_of_nothing(refused: Refused, tmp_path: Path, digits_shards: Pa
         (["--batch-size", "0"], "batch_size must be positive, got 0"),
         (["--lr", "-1"], "lr must be"),
         (["--lr", "nan"], "lr must be"),
-        (["--workers", "0"], "--workers must be positive, got 0"),
+        (["--workers", "0"], "--workers must be N or A:B with 1 <= A <= B, got 0"),
         (["--seed", "-1"], "seed must be >= 0"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, list) else "",

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import ray
 
 from srdd.errors import UserError
 from srdd_platform import ray_session as module
-from srdd_platform.ray_session import STARTUP_TIMEOUT, Session, session
+from srdd_platform.ray_session import STARTUP_TIMEOUT, Session, Terminated, session
 
 
 @pytest.fixture
@@ -71,6 +72,28 @@ def test_a_running_ray_is_reused_and_left_up(fake_ray: SimpleNamespace) -> None:
         assert not cluster.local
     assert fake_ray.up
     assert not fake_ray.starts
+
+
+def test_inside_a_ray_job_the_cluster_of_the_job_is_joined(
+    fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_answers", lambda address: True)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # as `ray job submit` sets them
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.4:6379")
+    with session() as cluster:
+        assert not cluster.local
+    assert [options["address"] for options in fake_ray.starts] == ["10.0.0.4:6379"]
+
+
+def test_sigterm_ends_a_session_in_order_and_once(fake_ray: SimpleNamespace) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Terminated), session():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert not fake_ray.up
+        os.kill(os.getpid(), signal.SIGTERM)  # impatience does not break what is being cleared up
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_local_start_is_small_private_and_leaves_no_trace(
@@ -140,13 +163,18 @@ def test_a_ray_without_cpus_is_refused(fake_ray: SimpleNamespace, num_cpus: int)
 
 def test_workers_that_an_autoscaler_may_start_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.5})
     cluster = Session(dashboard_url="", local=False)
     monkeypatch.setattr(module, "_autoscaler_limits", lambda: {})
     with pytest.raises(
-        UserError, match=r"^0 CPUs and 1 GPU needed, but .* has 4 CPUs and 0 GPUs: ask for less"
+        UserError,
+        match=r"^0 CPUs and 1 GPU needed, but the Ray cluster has 4 CPUs and 0 GPUs, "
+        r"1.5 CPUs and 0 GPUs of them free: ask for less",
     ):
         cluster.require(gpus=1)
+    assert not cluster.grows
     monkeypatch.setattr(module, "_autoscaler_limits", lambda: {"CPU": 2, "GPU": 4})
+    assert cluster.grows
     cluster.require(cpus=4, gpus=4)
     with pytest.raises(UserError, match="5 GPUs needed"):
         cluster.require(gpus=5)

@@ -1,13 +1,21 @@
-"""Ray Train for real: kill -9 of a worker, resuming, more than one worker."""
+"""Ray Train for real: what is killed, full or lost changes nothing; more than one worker."""
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -22,14 +30,24 @@ from srdd_platform.launch import train
 from srdd_platform.options import Options
 from srdd_platform.ray_session import Session
 from srdd_platform.runs import read_metrics
+from srdd_platform.storage import open_storage
 
 pytestmark = pytest.mark.ray
 STEPS, EVERY = 40, 10
+FULL = (2**16, 2**16)  # bytes that a file may have: logs and metrics fit, a checkpoint does not
+DRIVER = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from srdd.presets import PRESETS
+from srdd_platform.cli import main
+from test_training_ray import small
+PRESETS["small"] = small
+main()
+"""
 
 
-@pytest.fixture(scope="module")
-def preset() -> Preset:
-    """The digits preset, small."""
+def small() -> Preset:
+    """The digits preset, small; its tokenizer with all that a training can hold as state."""
     base = digits()
     patch_nums = (1, 2, 4)
     return replace(
@@ -38,14 +56,21 @@ def preset() -> Preset:
             resolution=16, patch_nums=patch_nums, vocab_size=32, z_channels=8,
             ch=8, ch_mult=(1, 1, 2), num_res_blocks=1,
         ),
-        tokenizer_loss=replace(base.tokenizer_loss, restart_every=15),
-        tokenizer_optim=replace(base.tokenizer_optim, steps=STEPS, batch_size=33),
+        tokenizer_loss=replace(
+            base.tokenizer_loss, restart_every=15, gan=0.2, gan_start=0.3, gan_width=8,
+        ),
+        tokenizer_optim=replace(base.tokenizer_optim, steps=STEPS, batch_size=33, ema=0.9),
         transformer=TransformerConfig(
             patch_nums=patch_nums, vocab_size=32, z_channels=8, depth=2, width=32, num_heads=2,
             num_classes=10, drop_path=0.1,
         ),
         transformer_optim=replace(base.transformer_optim, steps=STEPS, batch_size=33),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def preset() -> Preset:
+    return small()
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +99,91 @@ def weights(run: Path, part: str = "") -> dict[str, Any]:
     return load_file(run / "model" / part / "model.safetensors")
 
 
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+def assert_same(run: Path, other: Path) -> None:
+    """The same weights and losses, bit for bit."""
+    a, b = weights(run), weights(other)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not a[name].equal(b[name])] == []
+    assert (run / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+    assert (run / "validation.json").read_text() == (other / "validation.json").read_text()
 
 
-def test_a_killed_worker_changes_nothing(
+def test_a_full_disk_and_a_killed_worker_change_nothing(
     ray_session: Session, preset: Preset, data: Path, tokenizer: Path, tmp_path: Path,
+    after_step: Callable[..., Any], kill_worker_after: Callable[[Path, int], Any],
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    run.mkdir()
+    job = make_job("tokenizer", preset, data, run, Options(checkpoint_every=EVERY))
+    fill = after_step(run, 20, lambda pid: psutil.Process(pid).rlimit(psutil.RLIMIT_FSIZE, FULL))
+    with pytest.raises(UserError, match=r"cannot write the checkpoint of step \d+ .*No space left"):
+        train([job], ray_session, quiet())
+    fill.close()
+    storage = open_storage(str(run), "")
+    left = {path.name for path in (run / "checkpoints").iterdir() if "step" in path.name}
+    assert left == set(storage.registered())
+    assert left
+    kill = kill_worker_after(run, 30)
+    train([job], ray_session, quiet())
+    kill.close()
+    assert_same(run, tokenizer)
+
+
+def test_a_killed_driver_changes_nothing(
+    data: Path, tokenizer: Path, tmp_path: Path, bucket: str
+) -> None:
+    """SIGTERM, then kill -9, then to the end; each with a Ray of its own, the checkpoints in S3."""
+    run = tmp_path / "run"
+    where = f"{bucket}/runs/tokenizer"
+    command = [
+        sys.executable, "-c", DRIVER, "train", "tokenizer", "--preset", "small", "--data", data,
+        "--out", run, "--checkpoint-every", EVERY, "--checkpoints", where,
+    ]  # fmt: skip
+
+    def drive(step: int, number: signal.Signals | None) -> subprocess.CompletedProcess[str]:
+        with subprocess.Popen(
+            list(map(str, command)), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            while number and process.poll() is None:
+                lines = read_metrics(run)
+                if lines and lines[-1]["step"] >= step:
+                    process.send_signal(number)
+                    break
+                time.sleep(0.02)
+            out, err = process.communicate(timeout=120)
+            family = process.pid
+        if number == signal.SIGKILL:  # nobody is left to end Ray: it does so by itself
+            for other in psutil.process_iter():
+                with suppress(psutil.Error):
+                    if os.getsid(other.pid) == family:
+                        other.wait(timeout=60)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    ended = drive(10, signal.SIGTERM)
+    assert ended.returncode == 143
+    assert ended.stderr == "srdd: terminated; give the same command again to go on\n"
+    assert drive(20, signal.SIGKILL).returncode == -signal.SIGKILL
+    assert not (run / "model").exists()
+    done = drive(0, None)
+    assert done.returncode == 0, done.stderr
+    assert "secret" not in "".join((run / "config.json").read_text())
+    assert open_storage(str(run), where).registered() == ["step_000030", "step_000040"]
+    assert not (run / "checkpoints").exists()
+    assert_same(run, tokenizer)
+
+
+def test_a_run_that_keeps_losing_workers_gives_up(
+    ray_session: Session, preset: Preset, data: Path, tmp_path: Path,
     kill_worker_after: Callable[[Path, int], Any],
 ) -> None:  # fmt: skip
-    run = tmp_path / "killed"
+    run = tmp_path / "run"
     run.mkdir()
-    killer = kill_worker_after(run, 20)
-    options = Options(checkpoint_every=EVERY)
-    train([make_job("tokenizer", preset, data, run, options)], ray_session, quiet())
-    killer.close()
-    assert same(weights(run), weights(tokenizer))
-    assert (run / "metrics.jsonl").read_text() == (tokenizer / "metrics.jsonl").read_text()
+    options = Options(checkpoint_every=1000, max_failures=0)
+    kill = kill_worker_after(run, 10)
+    with pytest.raises(UserError, match=r"workers were lost 1 times without a new checkpoint"):
+        train([make_job("tokenizer", preset, data, run, options)], ray_session, quiet())
+    kill.close()
 
 
 def test_metrics_checkpoints_and_validation_are_on_disk(tokenizer: Path) -> None:
@@ -101,6 +195,9 @@ def test_metrics_checkpoints_and_validation_are_on_disk(tokenizer: Path) -> None
     assert kept == ["step_000030", "step_000040"]
     manifest = json.loads((tokenizer / "checkpoints" / kept[-1] / "manifest.json").read_text())
     assert manifest["step"] == STEPS
+    state = torch.load(tokenizer / "checkpoints" / kept[-1] / "state.pt")
+    assert {"ema", "optimizer", "module"} < state.keys()
+    assert state["task"]["adversary"]
     validation = json.loads((tokenizer / "validation.json").read_text())
     assert validation["n"] == 360
     assert validation["psnr"] > 10
@@ -127,12 +224,16 @@ def test_other_settings_are_refused_with_the_difference(
 def test_two_workers_train_the_same_tokenizer(
     ray_session: Session, preset: Preset, data: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
-    """The global batch of 33 does not divide by two; restarts of codes happen on the way."""
+    """The global batch of 33 does not divide by two; restarts of codes happen on the way.
+
+    Sums in another order differ by rounding, which the adversary makes grow from step 12 on.
+    """
     run = tmp_path / "two"
     options = Options(workers=2, checkpoint_every=EVERY)
     train([make_job("tokenizer", preset, data, run, options)], ray_session, quiet())
     for one, two in zip(read_metrics(tokenizer), read_metrics(run), strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=2e-3)
+        rounding = 1e-5 if one["step"] <= 10 else 2e-2
+        assert two["loss"] == pytest.approx(one["loss"], rel=rounding)
         assert two["usage_4x4"] == pytest.approx(one["usage_4x4"], abs=0.1)
 
 

@@ -1,0 +1,217 @@
+"""Where a run's checkpoints lie: in its directory, or on any filesystem that pyarrow opens.
+
+::
+
+    step_000050/                      state.pt, manifest.json
+    checkpoint_manager_snapshot.json  Ray's record of the checkpoints that are whole
+
+Ray's record alone says which checkpoints count. Ray rewrites it in place, which a full disk or a
+kill would leave torn, so local files go through a filesystem that writes beside and renames; an
+object store does so by itself.
+"""
+
+import io
+import json
+import os
+import re
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import pyarrow
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import fs
+
+from srdd.errors import UserError
+
+ANSWER_S = 60.0  # for a filesystem that does not answer; clients themselves try for many minutes
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+_SECRET = re.compile(r"key|secret|token|password|signature|sas|credential", re.IGNORECASE)
+T = TypeVar("T")
+
+
+class _Beside(io.BufferedWriter):
+    """A file written beside its place, which it takes when it is closed whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._torn = path, False
+        self._temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+        super().__init__(io.FileIO(self._temporary, "wb"))
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BaseException:
+            self._torn = True
+            raise
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            self.flush()
+            os.fsync(self.fileno())
+        except BaseException:
+            self._torn = True
+            raise
+        finally:
+            self.raw.close()
+            if self._torn:
+                self._temporary.unlink(missing_ok=True)
+            else:
+                os.replace(self._temporary, self._path)
+
+
+class WholeFiles(LocalFileSystem):  # type: ignore[misc]
+    """The local filesystem; a file that is written appears whole or not at all."""
+
+    def __eq__(self, other: object) -> bool:  # fsspec's own differs from thread to thread
+        return isinstance(other, WholeFiles)
+
+    def __hash__(self) -> int:
+        return hash(WholeFiles)
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        """Open a file."""
+        if mode == "wb":
+            return _Beside(Path(path))
+        return super().open(path, mode, **options)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Storage:
+    """A directory of checkpoints."""
+
+    filesystem: fs.FileSystem
+    root: str  # the directory's path there
+    name: str  # the same for a person
+    local: bool
+
+    def path(self, checkpoint: str) -> str:
+        """Where a checkpoint of that name lies."""
+        return f"{self.root}/{checkpoint}"
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file below the directory; None where there is none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        path = f"{self.root}/{name}"
+
+        def read() -> Any:
+            if self.filesystem.get_file_info(path).type == fs.FileType.NotFound:
+                return None
+            with self.filesystem.open_input_stream(path) as stream:
+                return json.loads(stream.read())
+
+        return answered(f"cannot read {self.name}/{name}", read)
+
+    def registered(self) -> list[str]:
+        """Names of the checkpoints that Ray holds whole, the newest last."""
+        found = self.read_json(SNAPSHOT) or {}
+        return [each["checkpoint_dir_name"] for each in found.get("checkpoint_results", [])]
+
+    def check(self) -> None:
+        """Write, read and remove a small file.
+
+        Raises:
+            UserError: that cannot be done, or nothing answers; one line says why.
+        """
+        path = f"{self.root}/.probe"
+
+        def probe() -> None:
+            self.filesystem.create_dir(self.root)
+            with self.filesystem.open_output_stream(path) as stream:
+                stream.write(b"srdd")
+            with self.filesystem.open_input_stream(path) as stream:
+                if stream.read() != b"srdd":
+                    raise OSError("what was written is not what is read")
+            self.filesystem.delete_file(path)
+
+        answered(f"cannot keep checkpoints in {self.name}", probe)
+
+    def prune(self) -> None:
+        """Remove what a killed run left: checkpoints that it had no time to register."""
+        keep = set(self.registered())
+
+        def remove() -> None:
+            selector = fs.FileSelector(self.root, allow_not_found=True)
+            for found in self.filesystem.get_file_info(selector):
+                if re.fullmatch(r"step_\d+|\.step_\d+\..*", found.base_name):
+                    if found.base_name not in keep:
+                        self.filesystem.delete_dir(found.path)
+
+        answered(f"cannot clear {self.name}", remove)
+
+
+def open_storage(run: str, location: str) -> Storage:
+    """The storage of a run's checkpoints.
+
+    Args:
+        run: the run directory.
+        location: the URI given with ``--checkpoints``, or "" for the run directory's own.
+
+    Raises:
+        UserError: it is no URI that pyarrow knows, or has a password in it.
+    """
+    if not location:
+        return _local(Path(run) / "checkpoints")
+    parts = urlsplit(location)
+    if not parts.scheme:
+        return _local(Path(location).resolve())
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if parts.password is not None or any(map(_SECRET.search, names)):
+        raise UserError(
+            "--checkpoints has credentials in it, which would be kept in config.json: give them by "
+            "the environment (such as AWS_ACCESS_KEY_ID), on every node"
+        )
+    if parts.scheme == "file":
+        return _local(Path(parts.path))
+    filesystem, root = answered(
+        f"--checkpoints {location} cannot be opened", lambda: fs.FileSystem.from_uri(location)
+    )
+    if "/" not in root.strip("/"):
+        raise UserError(f"--checkpoints {location} names no folder: give {location}/NAME")
+    return Storage(filesystem=filesystem, root=root.rstrip("/"), name=location, local=False)
+
+
+def _local(directory: Path) -> Storage:
+    handler = fs.FSSpecHandler(WholeFiles())
+    return Storage(
+        filesystem=fs.PyFileSystem(handler), root=str(directory), name=str(directory), local=True
+    )
+
+
+def answered(what: str, action: Callable[[], T], limit_s: float = ANSWER_S) -> T:
+    """What an action on a filesystem returns.
+
+    Raises:
+        UserError: it failed, or did not return in time; one line without credentials.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            results.append(action())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=act, daemon=True)  # one that hangs must not keep us
+    thread.start()
+    thread.join(limit_s)
+    if results:
+        return results[0]
+    if not errors:
+        raise UserError(f"{what}: no answer in {limit_s:g} s")
+    if not isinstance(
+        errors[0], OSError | ValueError | NotImplementedError | pyarrow.ArrowException
+    ):
+        raise errors[0]
+    why = re.sub(r"//[^/@\s]*@", "//***@", " ".join(str(errors[0]).split()))
+    raise UserError(f"{what}: {why[:300]}") from None

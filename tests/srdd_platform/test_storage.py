@@ -1,0 +1,168 @@
+"""Where checkpoints lie: local files that are whole, an object store, and what is refused."""
+
+import json
+import os
+import resource
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srdd.errors import UserError
+from srdd_platform.checkpoints import (
+    claim_storage,
+    last_step,
+    name_of,
+    read_checkpoint,
+    write_checkpoint,
+)
+from srdd_platform.files import read_json, write_json
+from srdd_platform.jobs import Job
+from srdd_platform.storage import SNAPSHOT, Storage, answered, open_storage
+
+
+def a_job(run: Path, checkpoints: str = "", steps: int = 9) -> Job:
+    settings = {"optim": {"steps": steps}}
+    return Job(kind="tokenizer", run=str(run), data="", settings=settings, checkpoints=checkpoints)
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "module": {"weight": torch.full((3, 5), float(step))}}
+
+
+def register(storage: Storage, *names: str) -> None:
+    """Write the record of whole checkpoints as Ray does."""
+    found = [{"checkpoint_dir_name": name, "metrics": {}} for name in names]
+    with storage.filesystem.open_output_stream(storage.path(SNAPSHOT)) as stream:
+        stream.write(json.dumps({"checkpoint_results": found}).encode())
+
+
+def started(job: Job) -> Job:
+    Path(job.run).mkdir(parents=True, exist_ok=True)
+    write_json(Path(job.run) / "config.json", {"settings": job.settings})
+    return job
+
+
+def check_a_life(job: Job) -> None:
+    """Checkpoints are written, found, read, pruned, and refused to another configuration."""
+    storage = claim_storage(started(job))
+    assert last_step(storage) == 0
+    for step in (2, 4, 6):
+        write_checkpoint(storage, state(step), job, world=2)
+    register(storage, name_of(2), name_of(4))
+    write_checkpoint(storage, state(4), job, world=1)  # again, after a restart
+    assert last_step(storage) == 4
+    read = read_checkpoint(storage.path(name_of(4)), job)
+    assert read["module"]["weight"].equal(state(4)["module"]["weight"])
+    manifest = storage.read_json("step_000004/manifest.json")
+    assert (manifest["step"], manifest["world"], manifest["config"]) == (4, 1, job.config_hash)
+    assert manifest["files"]["state.pt"]["bytes"] > 60
+    claim_storage(job)  # 6 was never registered: a killed run left it
+    assert storage.read_json("step_000006/manifest.json") is None
+    assert storage.read_json("step_000002/manifest.json")["step"] == 2
+    with pytest.raises(UserError, match="step_000004 is a checkpoint of another configuration"):
+        claim_storage(a_job(Path(job.run), job.checkpoints, steps=8))
+
+
+def test_a_local_directory(tmp_path: Path) -> None:
+    check_a_life(a_job(tmp_path / "run"))
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        SNAPSHOT, "step_000002", "step_000004",
+    ]  # fmt: skip
+    check_a_life(a_job(tmp_path / "other", f"file://{tmp_path}/elsewhere"))
+    assert (tmp_path / "elsewhere" / "step_000004" / "state.pt").is_file()
+
+
+def test_a_bucket(bucket: str, tmp_path: Path) -> None:
+    check_a_life(a_job(tmp_path / "run", f"{bucket}/runs/tokenizer"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    for other in ("s3://absent/runs", "s3://models"):
+        with pytest.raises(UserError, match=r"absent|names no folder") as caught:
+            claim_storage(a_job(tmp_path / "run", other))
+        assert "secret" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    job = a_job(tmp_path / "run")
+    storage = claim_storage(started(job))
+    path = Path(write_checkpoint(storage, state(2), job, world=1)) / "state.pt"
+    with path.open("r+b") as file:
+        file.seek(-9, os.SEEK_END)
+        file.write(b"?")
+    with pytest.raises(UserError, match=r"step_000002/state.pt is damaged: its SHA-256"):
+        read_checkpoint(str(path.parent), job)
+
+
+def test_checkpoints_do_not_move_by_accident(tmp_path: Path) -> None:
+    job = started(a_job(tmp_path / "run"))
+    storage = claim_storage(job)
+    write_checkpoint(storage, state(2), job, world=1)
+    register(storage, name_of(2))
+    moved = a_job(tmp_path / "run", str(tmp_path / "new"))
+    with pytest.raises(UserError, match=r"keeps its checkpoints in .*run/checkpoints, and .*/new"):
+        claim_storage(moved)
+    Path(storage.root).rename(tmp_path / "new")
+    assert last_step(claim_storage(moved)) == 2
+    assert read_json(tmp_path / "run" / "config.json")["checkpoints"] == str(tmp_path / "new")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for where in (str(tmp_path / "file" / "below"), "/proc/nothing"):
+        with pytest.raises(UserError, match=r"^cannot keep checkpoints in [^\n]*$"):
+            open_storage(str(tmp_path), where).check()
+
+
+@pytest.mark.parametrize(
+    ("location", "why"),
+    [
+        ("s3://someone:hunter2@models/runs", "credentials"),
+        ("s3://models/runs?secret_key=hunter2", "credentials"),
+        ("gopher://models/runs", "cannot be opened"),
+    ],
+)
+def test_a_location_with_a_password_or_of_an_unknown_kind_is_refused(
+    location: str, why: str
+) -> None:
+    with pytest.raises(UserError, match=why) as caught:
+        open_storage("run", location)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_filesystem_that_does_not_answer_is_given_up() -> None:
+    never = threading.Event()
+    with pytest.raises(UserError, match=r"^cannot read it: no answer in 0.05 s$"):
+        answered("cannot read it", never.wait, limit_s=0.05)
+    never.set()
+
+
+@pytest.mark.parametrize("size", [5_000, 500_000])  # below and above one buffer
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path, size: int) -> None:
+    filesystem = open_storage(str(tmp_path), "").filesystem
+    path = str(tmp_path / SNAPSHOT)
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(b"old")
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(b"x" * size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [found.name for found in tmp_path.iterdir()] == [SNAPSHOT]
+    assert Path(path).read_bytes() == b"old"
+
+
+def test_filesystems_of_other_threads_are_the_same() -> None:
+    """Ray compares a checkpoint's filesystem with the run's."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(open_storage("run", "").filesystem))
+    thread.start()
+    thread.join()
+    assert found[0] == open_storage("run", "").filesystem
