@@ -76,7 +76,9 @@ class Shards(Workers):
         self.half = half
 
     def place(self, task: Task, device: torch.device) -> None:
-        """Nothing yet: a whole large model need not fit a device."""
+        """The frozen quantizer alone: a whole large model need not fit a device."""
+        assert isinstance(task, TransformerTask)
+        task.model.quantizer.to(device)  # so the device is in use before workers meet on it
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with its weights sharded, in place; the unit being cut is on the device."""
@@ -90,7 +92,7 @@ class Shards(Workers):
         for block in module.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(module, mesh=mesh, ignored_params=set(module.model.quantizer.parameters()))
-        module.to(self.device)  # what is not sharded: the quantizer, a teacher
+        module.to(self.device)  # what is not sharded, as a teacher
         return _Sharded(module)
 
     def whole(self, tensor: Tensor) -> Tensor:
