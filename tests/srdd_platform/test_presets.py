@@ -19,7 +19,7 @@ from srdd.presets import PRESETS, cifar10, digits, get_preset, var_size
 from srdd.published import VAR_256
 from srdd.train.transformer import TransformerTask
 from srdd.transformer import ScaleTransformer
-from srdd_platform.codes import codes_dir, encode_shard
+from srdd_platform.codes import Extraction, codes_dir, encode_shard
 from srdd_platform.convert_cli import Convert
 from srdd_platform.data import Manifest, prepare
 from srdd_platform.data.recipes import RECIPES
@@ -100,7 +100,8 @@ def test_a_converted_pipelines_tokenizer_is_trained_on(
     data = tmp_path / "data"
     prepare(source="digits", resolution=12, out=data, workers=1)
     shard = Manifest.load(data).splits["val"].shards[0].name
-    assert encode_shard(data, out, "val", shard, tmp_path / "codes.safetensors") == 360
+    extraction = Extraction(data=str(data), tokenizer=str(out))
+    assert encode_shard(extraction, "val", shard, tmp_path / "codes.safetensors") == 360
     codes = load_file(tmp_path / "codes.safetensors")["codes"]
     assert codes.shape == (360, sum(side * side for side in sides))
     run = tmp_path / "run"
