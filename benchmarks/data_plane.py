@@ -51,13 +51,15 @@ from srdd_platform.data import ShardDataset, load_images, prepare
 from srdd_platform.files import write_json
 from srdd_platform.images import to_png
 from srdd_platform.jobs import Job, Kind, make_job
-from srdd_platform.options import Options
+from srdd_platform.options import Options, TransformerOptions
 from srdd_platform.tasks import build_task
 
 LEAST = 0.95  # share of the rate on tensors that shards must deliver
 NOISE = 0.02  # of a share
 IMAGES = 512  # that codes are made of, for a preset
 PARTS = ("data", "encoder", "quantizer", "decoder", "losses", "backward", "optimizer", "upkeep")
+
+MEASURES = ("rates", "preset", "size", "parts")  # preset and size: codes against pixels
 
 T = TypeVar("T")
 
@@ -160,11 +162,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     preset = get_preset(options.preset)
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(preset, options.data, Path(scratch), device, options.repeats, options.steps)
-        rates = [rate(bench, kind) for kind in ("tokenizer", "classifier")]
-        codes = [preset_codes(bench, options.preset)]
-        if not options.skip_size:
+        wanted, codes = options.measure, []
+        kinds: tuple[Kind, ...] = ("tokenizer", "classifier") if "rates" in wanted else ()
+        rates = [rate(bench, kind) for kind in kinds]
+        if "preset" in wanted:
+            codes.append(preset_codes(bench, options.preset))
+        if "size" in wanted:
             codes.append(size_codes(bench, options))
-        parts = step_parts(bench)
+        parts = step_parts(bench) if "parts" in wanted else None
     return {
         "benchmark": "data_plane",
         "size": f"{options.preset} and {options.size}",
@@ -245,7 +250,7 @@ def size_codes(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         bench.preset, tokenizer=size.tokenizer(), transformer=size.transformer("markov")
     )
     own = replace(bench, preset=preset, steps=1)
-    given = Options(max_steps=10**6, batch_size=batch)
+    given = TransformerOptions(max_steps=10**6, batch_size=batch, precision="float32")
     return against_pixels(own, options.size, pixels, [0, 1] * (2 * batch), given, False)
 
 
@@ -365,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--data", type=Path, metavar="DIR", help="shards of the preset's images")
     options.add_argument("--preset", default="cifar10")
     options.add_argument("--batch", type=command.positive, help="of --size")
-    options.add_argument("--skip-size", action="store_true", help="the preset alone")
+    options.add_argument("--measure", nargs="+", choices=MEASURES, default=MEASURES)
     options.add_argument("--repeats", type=command.positive, default=5)
     options.add_argument("--steps", type=command.positive, default=2, help="updates a timing")
     return command.main(options, run, argv)

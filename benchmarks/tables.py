@@ -153,17 +153,20 @@ def data_plane_tables(report: Report) -> list[str]:
     ]  # fmt: skip
     codes_head = ("transformer", "batch", "products", "update", "from pixels s", "from codes s",
                   "encoder s", "codes are faster", "encoder's share", "saved")  # fmt: skip
-    parts = report["parts"]
-    split = [(part, percent(share)) for part, share in parts["shares"].items()]
-    return [
+    found = [
         f"Medians and quartiles of {report['repeats']} interleaved rounds of {report['steps']} "
-        "updates.",
-        table(head, rates),
-        table(codes_head, codes, text=(0, 2)),
-        f"The tokenizer's step ({number(parts['step_s'])} s, batch {parts['batch']}), over "
-        f"{parts['steps']} updates:",
-        table(("part", "share"), split),
+        "updates."
     ]
+    if rates:
+        found.append(table(head, rates))
+    if codes:
+        found.append(table(codes_head, codes, text=(0, 2)))
+    if parts := report["parts"]:
+        step = f"{number(parts['step_s'])} s, batch {parts['batch']}"
+        found.append(f"The tokenizer's step ({step}), over {parts['steps']} updates:")
+        split = [(part, percent(share)) for part, share in parts["shares"].items()]
+        found.append(table(("part", "share"), split))
+    return found
 
 
 def shares(values: Sequence[float]) -> str:

@@ -164,8 +164,7 @@ def open_storage(run: str, location: str) -> Storage:
     parts = urlsplit(location)
     if not parts.scheme:
         return _local(Path(location).resolve())
-    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    if parts.password is not None or any(map(_SECRET.search, names)):
+    if has_credentials(location):
         raise UserError(
             "--checkpoints has credentials in it, which would be kept in config.json: give them by "
             "the environment (such as AWS_ACCESS_KEY_ID), on every node"
@@ -178,6 +177,13 @@ def open_storage(run: str, location: str) -> Storage:
     if "/" not in root.strip("/"):
         raise UserError(f"--checkpoints {location} names no folder: give {location}/NAME")
     return Storage(filesystem=filesystem, root=root.rstrip("/"), name=location, local=False)
+
+
+def has_credentials(uri: str) -> bool:
+    """Whether a URI holds what must not be kept."""
+    parts = urlsplit(uri)
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    return parts.password is not None or any(map(_SECRET.search, names))
 
 
 def _local(directory: Path) -> Storage:

@@ -21,7 +21,11 @@ def tree(tmp_path: Path) -> Path:
 
 
 def srdd(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["srdd", "data", "prepare", *map(str, arguments)])
+    return command(monkeypatch, "data", "prepare", *arguments)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["srdd", *map(str, arguments)])
     try:
         cli.main()
     except SystemExit as stop:
@@ -69,5 +73,34 @@ def test_options_that_do_not_go_together(
     assert srdd(monkeypatch, "--out", "out", *options) == 2
     printed = capsys.readouterr()
     assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line", [("train", "classifier", "--out", "run"), ("data", "encode", "--tokenizer", "model")]
+)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "file:///nowhere/x"], "cannot read file:///nowhere/x/manifest.json"),
+        (["--data", "s3://me:hidden@bucket/x"], "--data has credentials in it"),
+        (["--data", "x", "--cache-gb", "0"], "--cache-gb must be positive, got 0"),
+        (["--data", "x", "--max-bad", "-1"], "--max-bad must be >= 0, got -1"),
+    ],
+)
+def test_shards_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    line: tuple[str, ...],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, *line, *options) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "hidden" not in printed.err
     assert printed.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,6 @@ where they do not fit, those that fit stay and the others are read from afar.
 import errno
 import io
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +36,7 @@ from srdd_platform.data.manifest import Shard
 from srdd_platform.data.pixels import BadImageError, verify_png
 from srdd_platform.data.remote import StoppedError, locate
 from srdd_platform.data.store import Request
+from srdd_platform.storage import has_credentials
 
 IN_USE_S = 600.0  # since a shard's last use, in which it is not removed
 TOUCH_S = 60.0  # between notes of a shard's use
@@ -64,9 +64,9 @@ class CachedStore:
         Raises:
             UserError: it cannot be read, holds a password, or the cache is of no use.
         """
-        if re.search(r"//[^/@]*:[^/@]*@", uri):
-            raise UserError("a URI with a password in it would be kept in the run's files: give "
-                            "it by the environment, such as AWS_SECRET_ACCESS_KEY")  # fmt: skip
+        if has_credentials(uri):
+            raise UserError("--data has credentials in it, which would be kept in config.json: give "
+                            "them by the environment (such as AWS_ACCESS_KEY_ID), on every node")  # fmt: skip
         self._place = locate(uri)
         _, self.manifest = self._place.manifest()
         shards = [shard for split in self.manifest.splits.values() for shard in split.shards]

@@ -7,6 +7,7 @@ was found, by size and time of each file, so that the next look costs nothing.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ from srdd_platform.data.pixels import BadImageError, read_png
 
 INSPECTED = ".inspected.json"
 SHOWN = 5  # names in a message
+MUCH = 5e9  # bytes whose reading takes so long that it is said
+
+logger = logging.getLogger(__name__)
 
 Skipped = Mapping[str, int]  # of a split: a sample's key or a shard's name, and its samples
 
@@ -146,6 +150,8 @@ class Inspections:
             else:
                 todo.append(shard)
         if todo:
+            if (size := sum(shard.bytes for shard in todo)) > MUCH:
+                logger.warning("looking at %.0f GB of shards once", size / 1e9)
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
                 for shard, damages in zip(todo, pool.map(look, todo), strict=True):
                     found[shard.name] = damages

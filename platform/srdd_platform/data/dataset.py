@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from srdd.errors import UserError
-from srdd_platform.data.damage import Skipped, usable
+from srdd_platform.data.damage import Skipped, listed
 from srdd_platform.data.index import sample_key
 from srdd_platform.data.manifest import Shard
 from srdd_platform.data.pixels import BadImageError, Cut, centre, read_png
@@ -66,8 +66,10 @@ class ShardDataset(Dataset[Sample]):
         self.split = split
         check_split(self.store, split)
         if skipped is None:
-            found = {split: self.store.inspect(split)}
-            skipped = usable(found, self.manifest, self.store.name, 0).get(split, {})
+            if damages := self.store.inspect(split):
+                raise UserError(f"{self.store.name} has damaged shards: {listed(damages)}; copy "
+                                "them again, or prepare the data again")  # fmt: skip
+            skipped = {}
         self._names = [shard.name for shard in self.manifest.splits[split].shards]
         parts: list[npt.NDArray[np.int64]] = []  # [n, 5]: number, label, shard, offset, size
         first = 0

@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Event, Thread
-from typing import Any, TypeVar, cast
+from threading import Event
+from typing import Any
 
 import pyarrow
 from filelock import FileLock
@@ -27,11 +26,10 @@ from srdd.errors import UserError
 from srdd_platform import files
 from srdd_platform.data.index import load_index
 from srdd_platform.data.manifest import MANIFEST, Manifest, Shard
+from srdd_platform.storage import answered
 
 CHUNK = 2**20  # bytes read at a time
 LOCK = ".fetch.lock"
-T = TypeVar("T")
-ANSWER_S = 30.0  # for a location that does not answer; clients themselves try for many minutes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +52,7 @@ class Location:
                 data: bytes = stream.read()
             return data
 
-        return _answered(f"{self.name}/{file}", act)
+        return answered(f"cannot read {self.name}/{file}", act)
 
     def manifest(self) -> tuple[bytes, Manifest]:
         """Its manifest, as bytes and as an object.
@@ -77,7 +75,7 @@ class Location:
             files = [info for info in found if info.type == fs.FileType.File]
             return {info.base_name: (info.size, info.mtime_ns or 0) for info in files}
 
-        return _answered(self.name, act)
+        return answered(f"cannot read {self.name}", act)
 
     def chunks(self, file: str) -> Iterator[bytes]:
         """The content of a file in it, from front to back.
@@ -131,7 +129,9 @@ def locate(location: str, filesystem: fs.FileSystem | None = None) -> Location:
     """
     name = _shown(location).rstrip("/")
     if filesystem is None:
-        filesystem, location = _answered(name, lambda: fs.FileSystem.from_uri(location))
+        filesystem, location = answered(
+            f"cannot read {name}", lambda: fs.FileSystem.from_uri(location)
+        )
     return Location(filesystem=filesystem, root=location.rstrip("/"), name=name)
 
 
@@ -231,31 +231,6 @@ def _json(text: bytes, name: str) -> Any:
 def _shown(location: str) -> str:
     """A location without a password."""
     return re.sub(r"//[^/@]*@", "//***@", location)
-
-
-def _answered(name: str, act: Callable[[], T]) -> T:
-    """What an action on a location returns.
-
-    Raises:
-        UserError: it failed, or did not return in time.
-    """
-    done: Queue[tuple[T | None, BaseException | None]] = Queue()
-
-    def run() -> None:
-        try:
-            done.put((act(), None))
-        except BaseException as error:
-            done.put((None, error))
-
-    Thread(target=run, daemon=True).start()  # one that hangs must not keep us
-    try:
-        result, error = done.get(timeout=ANSWER_S)
-    except Empty:
-        raise UserError(f"cannot read {name}: no answer in {ANSWER_S:g} s") from None
-    with _reading(name):
-        if error is not None:
-            raise error
-    return cast(T, result)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Shards at a URI: the same bytes from near and from afar, a bounded cache, one line of error."""
 
+import functools
 import os
 import shutil
 import threading
@@ -26,6 +27,7 @@ from srdd_platform.data.cache import CachedStore, make_room
 from srdd_platform.data.store import LocalStore
 from srdd_platform.data_options import inspected
 from srdd_platform.jobs import Job
+from srdd_platform.storage import answered
 
 GB = 1e-9  # bytes, as the option takes them
 
@@ -301,7 +303,7 @@ def test_other_data_at_the_same_uri_is_other_data(
     [
         ("file:///nowhere/at/all", r"cannot read file:///nowhere/at/all/manifest\.json: "),
         ("nonsense://bucket/x", "cannot read nonsense://bucket/x: .*nonsense"),
-        ("s3://me:secret@bucket/x", "a URI with a password in it .* by the environment"),
+        ("s3://me:secret@bucket/x", "--data has credentials in it, .* by the environment"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, uri: str, message: str) -> None:
@@ -316,7 +318,8 @@ def test_a_location_that_does_not_answer(
     bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hang = threading.Event()
-    monkeypatch.setattr("srdd_platform.data.remote.ANSWER_S", 0.05)
+    brief = functools.partial(answered, limit_s=0.05)
+    monkeypatch.setattr("srdd_platform.data.remote.answered", brief)
     monkeypatch.setattr("srdd_platform.data.remote.fs.FileSystem", type("Hangs", (), {
         "from_uri": staticmethod(lambda uri: hang.wait(60)),
     }))  # fmt: skip
