@@ -65,8 +65,8 @@ class CachedStore:
             UserError: it cannot be read, holds a password, or the cache is of no use.
         """
         if has_credentials(uri):
-            raise UserError("--data has credentials in it, which would be kept in config.json: give "
-                            "them by the environment (such as AWS_ACCESS_KEY_ID), on every node")  # fmt: skip
+            raise UserError("--data has credentials in it, which would be kept in config.json: "
+                            "give them by the environment, such as AWS_ACCESS_KEY_ID")  # fmt: skip
         self._place = locate(uri)
         _, self.manifest = self._place.manifest()
         shards = [shard for split in self.manifest.splits.values() for shard in split.shards]
