@@ -131,7 +131,10 @@ def read_state(directory: Path, job: Job) -> dict[str, Any]:
         path = directory / name
         if not path.is_file() or sha256_file(path) != written["sha256"]:
             raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's")
-    state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(
+        directory / STATE, map_location="cpu", weights_only=True,
+        mmap=job.parallel == "fsdp",  # a worker reads its shard, and one copy serves all of a node
+    )  # fmt: skip
     return state
 
 

@@ -111,8 +111,7 @@ def _run(
         return {"nll": float(nn.functional.cross_entropy(logits.mT, batch.inputs))}
 
     ema = fit(
-        task, optim, _batches(workers), resume=copy.deepcopy(resume), wrap=wrap, reduce=workers,
-        log_every=1,
+        task, optim, _batches(workers), resume=resume, wrap=wrap, reduce=workers, log_every=1,
         on_log=curve.__setitem__, checkpoint_every=HALF_WAY,
         on_checkpoint=lambda step, state: states.update({step: copy.deepcopy(state)}),
         validate_every=2, validate=validate,
@@ -151,10 +150,9 @@ def _worker(rank: int, directory: Path) -> None:
     if rank == 0:
         torch.save(found["fsdp"]["states"][HALF_WAY], directory / "fsdp.pt")
     dist.barrier()
-    alone, sharded = (torch.load(directory / f"{name}.pt") for name in ("alone", "fsdp"))
-    found["fsdp, then ddp"] = _run(ddp, resume=sharded)
-    found["fsdp, then fsdp"] = _run(fsdp, resume=sharded)
-    found["alone, then fsdp"] = _run(fsdp, resume=alone)
+    found["fsdp, then ddp"] = _run(ddp, resume=torch.load(directory / "fsdp.pt"))
+    found["fsdp, then fsdp"] = _run(fsdp, resume=torch.load(directory / "fsdp.pt", mmap=True))
+    found["alone, then fsdp"] = _run(fsdp, resume=torch.load(directory / "alone.pt", mmap=True))
     torch.save(found, directory / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -177,7 +175,11 @@ def runs(alone: Run, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
         )
         for rank in (0, 1)
     ]  # fmt: skip
-    said = [worker.communicate(timeout=300)[0] for worker in workers]
+    try:
+        said = [worker.communicate(timeout=500)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()  # one that still runs waits for the other
     for worker, text in zip(workers, said, strict=True):
         assert worker.returncode == 0, text
     return [torch.load(directory / f"{rank}.pt") for rank in (0, 1)]
