@@ -110,6 +110,39 @@ class TrainClassifier(TrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrainDistill(TrainOptions):
+    """Distil a model to fewer scales, stage by stage, and compare the stages with it."""
+
+    training: TransformerOptions = field(default_factory=TransformerOptions)
+    model: Path  # pipeline or run directory: the parent
+    stages: str  # scales of each stage: "1,3,5,8,13,16/1,5,8,13,16"
+    stage_steps: int | None = None  # updates of each; default a tenth of the preset's
+    cfg: float | None = None  # guidance of the table's samples; default the model's own
+    extractor: Literal["classifier", "inception"] = "classifier"  # whose features give the FID
+    weights: Path | None = None  # the extractor's: a classifier's run, or a file; none: no FID
+    num: int = 1000  # images drawn of each model for its FID
+    sample_batch: int = 250  # images drawn at once
+
+    def run(self, console: Console) -> None:
+        """Train the stages, and print the table."""
+        from srdd_platform.distill import Distillation, distill, parse_stages, stage_steps
+        from srdd_platform.evaluate import EvaluationConfig
+
+        preset = get_preset(self.preset)
+        evaluation = EvaluationConfig(
+            data=str(self.data.resolve()), extractor=self.extractor,
+            weights=str(self.weights.resolve()) if self.weights else "", num=self.num,
+            batch_size=self.sample_batch, device=self.training.device,
+        )  # fmt: skip
+        steps = stage_steps(preset) if self.stage_steps is None else self.stage_steps
+        job = Distillation(
+            model=self.model, data=self.data, out=self.out, stages=parse_stages(self.stages),
+            steps=steps, options=self.training, evaluation=evaluation, cfg=self.cfg,
+        )  # fmt: skip
+        distill(job, preset, self.address, console)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """Draw images: a grid (--out grid.png), or single PNGs with a table (--out DIR)."""
 
@@ -193,6 +226,7 @@ class Train:
         Annotated[TrainTokenizer, _sub("tokenizer")]
         | Annotated[TrainTransformer, _sub("transformer")]
         | Annotated[TrainClassifier, _sub("classifier")]
+        | Annotated[TrainDistill, _sub("distill")]
     )
 
     def run(self, console: Console) -> None:

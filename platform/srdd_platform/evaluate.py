@@ -4,10 +4,6 @@
 extractor, and knows no Ray: Tune, a test or a script can call it.
 """
 
-import resource
-import statistics
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +14,16 @@ from torch import Tensor
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
 from srdd.pipeline import Pipeline, load_pipeline
-from srdd.rng import image_seeds
-from srdd.sample_state import SampleResult
-from srdd.sampling import sample
 from srdd.train.tokenizer import to_float
 from srdd.train.transformer import init_weights
 from srdd.transformer import ScaleTransformer
 from srdd_platform.data import load_arrays
-from srdd_platform.fidelity import PROTOCOL, Extractor, Features, Reference, load_extractor, measure
+from srdd_platform.drawn import GRID_IMAGES, draw_timed
+from srdd_platform.fidelity import PROTOCOL, Extractor, Reference, load_extractor, measure
 from srdd_platform.files import digest, sha256_file
 from srdd_platform.images import grid_png, to_uint8
 from srdd_platform.rows import PARAMETERS, Row
 from srdd_platform.runs import model_dir
-
-LATENCY_RUNS = 5
-GRID_IMAGES = 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,23 +99,14 @@ class Evaluator:
         """The key of the row for ``config``."""
         return row_key(self.model, config, self.evaluation, self.extractor.name)
 
-    def _measure(self, features: Features, labels: Tensor) -> dict[str, float]:
+    def quality(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """The metrics of uint8 images [n, 3, R, R] of the classes asked for."""
         known = self.evaluation.extractor == "classifier"
-        return measure(features, self.reference, labels, accuracy=known)
+        return measure(self.extractor(images), self.reference, labels, accuracy=known)
 
     def _row(self, **values: Any) -> Row:
         reference = f"train n={self.num_real}"
         return Row(extractor=self.extractor.name, reference=reference, **values)
-
-    def draw(
-        self, pipeline: Pipeline, config: SamplerConfig, n: int, seed: int
-    ) -> Iterator[tuple[Tensor, SampleResult]]:
-        """Class-balanced samples in batches: labels and results."""
-        labels = torch.arange(n) % self.num_classes
-        seeds = image_seeds(seed, 0, n)
-        for begin in range(0, n, self.evaluation.batch_size):
-            rows = slice(begin, begin + self.evaluation.batch_size)
-            yield labels[rows], sample(pipeline, labels[rows], config, seeds[rows])
 
     def trial(
         self,
@@ -177,35 +159,19 @@ class Evaluator:
     def _evaluate(
         self, pipeline: Pipeline, config: SamplerConfig, n: int, seed: int, grid: Path | None
     ) -> dict[str, Any]:
-        latency = _latency_ms(pipeline, config)
-        _reset_peak(self.evaluation.device)
-        started = time.perf_counter()
-        images, labels, nfe, gflops = [], [], [], []
-        for labels_B, result in self.draw(pipeline, config, n, seed):
-            images.append(to_uint8(result.images).cpu())
-            labels.append(labels_B)
-            nfe.append(result.nfe.double().cpu())
-            gflops.append(result.gflops.cpu())
-        seconds = time.perf_counter() - started
-        peak = _peak_mb(self.evaluation.device)
-        pixels, labels_n = torch.cat(images), torch.cat(labels)
+        drawn = draw_timed(
+            pipeline, config, n, seed, self.evaluation.batch_size, self.evaluation.device
+        )
         if grid is not None:
-            grid_png(pixels[:GRID_IMAGES], grid)
-        return {
-            **self._measure(self.extractor(pixels), labels_n),
-            "nfe": float(torch.cat(nfe).mean()),
-            "gflops_per_image": float(torch.cat(gflops).mean()),
-            "latency_ms": latency,
-            "images_per_s": n / seconds,
-            "peak_memory_mb": peak,
-        }
+            grid_png(drawn.images[:GRID_IMAGES], grid)
+        return {**self.quality(drawn.images, drawn.labels), **drawn.cost}
 
     def judge(
         self, images: Tensor, labels: Tensor, *, key: str, name: str, order: int, grid: Path
     ) -> Row:
         """A reference row of given images, uint8 [n, 3, R, R]: real ones or reconstructions."""
         grid_png(images[:GRID_IMAGES], grid)
-        measured = self._measure(self.extractor(images), labels)
+        measured = self.quality(images, labels)
         return self._row(
             key=key, kind="reference", name=name, order=order, n=len(images), **measured
         )
@@ -228,35 +194,3 @@ class Evaluator:
         model.quantizer.load_state_dict(self.pipeline.transformer.quantizer.state_dict())
         fresh = replace(self.pipeline, transformer=model.eval().requires_grad_(False))
         return fresh.to(self.evaluation.device, getattr(torch, self.evaluation.dtype))
-
-
-def _latency_ms(pipeline: Pipeline, config: SamplerConfig) -> float:
-    """Milliseconds for one image, decoder included: the median after a warm-up."""
-    times = []
-    for _ in range(LATENCY_RUNS + 1):
-        started = time.perf_counter()
-        sample(pipeline, torch.zeros(1, dtype=torch.int64), config, [0]).images.cpu()
-        times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times[1:])
-
-
-def _reset_peak(device: str) -> None:
-    """Forget the peak memory so far, where the system lets us."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass
-
-
-def _peak_mb(device: str) -> float:
-    """Peak memory in MB since the reset: of the device, or of this process on a CPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(x.split()[1]) * 1024 / 1e6 for x in lines if x.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from srdd.errors import UserError
 from srdd.masks import Mask
-from srdd.pipeline import load_pipeline
+from srdd.pipeline import Pipeline, load_pipeline
 from srdd.presets import Preset
 from srdd_platform.codes import codes_dir, encode
 from srdd_platform.data import Manifest, prepare
@@ -36,18 +36,8 @@ def ready_models(
     """The models to search: those given, or the preset's, prepared and trained where missing."""
     options = Options(device="cuda" if args.device.startswith("cuda") else "cpu")
     if args.model is not None and args.data is not None:
-        pipeline, manifest = load_pipeline(args.model), Manifest.load(args.data)
-        side = pipeline.tokenizer.config.resolution
-        if manifest.resolution != side:
-            raise UserError(
-                f"{args.model} draws {side} px images, {args.data} holds {manifest.resolution} px "
-                "ones"
-            )
-        if len(manifest.classes) != len(pipeline.class_names):
-            raise UserError(
-                f"{args.model} knows {len(pipeline.class_names)} classes, {args.data} holds "
-                f"{len(manifest.classes)}"
-            )
+        pipeline = load_pipeline(args.model)
+        manifest = check_data(pipeline, args.model, args.data)
         held_out = manifest.splits["val"].num if "val" in manifest.splits else 0
         if held_out < MIN_IMAGES:
             raise UserError(
@@ -80,6 +70,31 @@ def ready_models(
     ]
     _train(second, "the transformers: markov (SDD) and block_causal (VAR)", cluster, console)
     return Models(root / "markov", (root / "block_causal",), data, classifier)
+
+
+def check_data(pipeline: Pipeline, model: Path, data: Path, *, classes: bool = True) -> Manifest:
+    """The manifest of images that are a pipeline's own kind.
+
+    Args:
+        pipeline: what draws such images.
+        model: what messages call it.
+        data: shard directory.
+        classes: whether there must be as many classes.
+
+    Raises:
+        UserError: the images have another size, or other classes.
+    """
+    manifest, side = Manifest.load(data), pipeline.tokenizer.config.resolution
+    if manifest.resolution != side:
+        raise UserError(
+            f"{model} draws {side} px images, {data} holds {manifest.resolution} px ones"
+        )
+    if classes and len(manifest.classes) != len(pipeline.class_names):
+        raise UserError(
+            f"{model} knows {len(pipeline.class_names)} classes, {data} holds "
+            f"{len(manifest.classes)}"
+        )
+    return manifest
 
 
 def _train(jobs: list[Job], what: str, cluster: Cluster, console: Console) -> None:

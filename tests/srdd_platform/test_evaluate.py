@@ -16,14 +16,8 @@ from srdd.classifier import Classifier, ClassifierConfig
 from srdd.errors import UserError
 from srdd.pipeline import save_pipeline
 from srdd_platform.data import load_arrays, prepare
-from srdd_platform.evaluate import (
-    GRID_IMAGES,
-    EvaluationConfig,
-    Evaluator,
-    columns,
-    row_key,
-    weights_digest,
-)
+from srdd_platform.drawn import GRID_IMAGES, draw_batches
+from srdd_platform.evaluate import EvaluationConfig, Evaluator, columns, row_key, weights_digest
 from srdd_platform.images import grid, to_png, to_uint8
 from srdd_platform.references import ReferenceSpec, before_search, spec_key
 from srdd_platform.rows import PARAMETERS, Row, to_json
@@ -113,7 +107,7 @@ def test_the_grid_shows_the_first_samples(row: tuple[Row, Path], evaluator: Eval
 
 
 def test_samples_are_balanced_over_the_classes(evaluator: Evaluator) -> None:
-    drawn = list(evaluator.draw(evaluator.pipeline, SamplerConfig(), 25, seed=3))
+    drawn = list(draw_batches(evaluator.pipeline, SamplerConfig(), 25, seed=3, batch_size=10))
     labels = torch.cat([labels for labels, _ in drawn])
     assert torch.bincount(labels).tolist() == [3] * 5 + [2] * 5
     assert sum(len(result.images) for _, result in drawn) == 25

@@ -1,0 +1,247 @@
+"""``srdd train distill``: a trained model over fewer scales, stage by stage (DESIGN: algorithm 6).
+
+::
+
+    RUN/config.json       what decides the result
+    RUN/tokenizer_1/      the parent's tokenizer over the first stage's scales, and its codes
+    RUN/stage_1/          a transformer's run, begun with the weights of the stage before
+    RUN/tokenizer_2/ ...
+    RUN/model/            the pipeline of the last stage, with the parent's sampler settings
+    RUN/stages.json, .md  the table (:mod:`srdd_platform.stages`)
+
+Each stage's training is an ordinary one, so all that holds there holds here: the same command goes
+on in the stage where it stopped, at its last checkpoint.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from srdd.config import SamplerConfig
+from srdd.distill import check_stages, check_teacher, prune_tokenizer
+from srdd.errors import UserError
+from srdd.fields import to_dict
+from srdd.pipeline import (
+    Pipeline,
+    is_pipeline,
+    load_pipeline,
+    save_pipeline,
+    save_tokenizer,
+)
+from srdd.presets import Preset
+from srdd.request import check_fits
+from srdd_platform.codes import encode
+from srdd_platform.data import Manifest
+from srdd_platform.draw import integers
+from srdd_platform.evaluate import EvaluationConfig, weights_digest
+from srdd_platform.extend import is_finished
+from srdd_platform.fidelity import load_extractor
+from srdd_platform.files import atomic_path
+from srdd_platform.jobs import make_job
+from srdd_platform.launch import train
+from srdd_platform.models import check_data
+from srdd_platform.options import TransformerOptions
+from srdd_platform.ray_session import Session, session
+from srdd_platform.runs import open_run
+from srdd_platform.stages import (
+    missing_rows,
+    print_table,
+    row_keys,
+    run_rows,
+    table_specs,
+    write_table,
+)
+from srdd_platform.sweep_args import MIN_IMAGES
+
+STAGE_SHARE = 0.1  # of the preset's steps: the paper does not say; a tenth is our choice
+_OWN = {
+    "max_steps": "--max-steps: a stage's length is --stage-steps",
+    "extend_to": "--extend-to: a stage has --stage-steps and no more",
+    "init_from": "--init-from: a stage begins with the weights of the one before",
+    "unconditional": "--unconditional: classes are the model's",
+}  # options of a transformer's training that a stage settles itself
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distillation:
+    """One distillation: from which model, on which data, to which scales, and how it is judged."""
+
+    model: Path
+    data: Path
+    out: Path
+    stages: tuple[tuple[int, ...], ...]
+    steps: int  # updates of each stage
+    options: TransformerOptions
+    evaluation: EvaluationConfig
+    cfg: float | None = None  # guidance of the table's samples; None: the model's own
+
+    def __post_init__(self) -> None:
+        for name, why in _OWN.items():
+            if getattr(self.options, name):
+                raise UserError(f"distillation takes no {why}")
+        if self.steps < 1:
+            raise UserError(f"--stage-steps must be positive, got {self.steps}")
+        evaluation = self.evaluation
+        if evaluation.num < MIN_IMAGES:
+            raise UserError(f"--num must be at least {MIN_IMAGES}, got {evaluation.num}")
+        if evaluation.weights and not Path(evaluation.weights).exists():
+            raise UserError(f"--weights {evaluation.weights} does not exist")
+        if evaluation.extractor == "inception" and not evaluation.weights:
+            raise UserError("--extractor inception needs --weights FILE")
+
+    def run(self, number: int) -> Path:
+        """The run directory of a stage's transformer; stages count from 1."""
+        return self.out / f"stage_{number}"
+
+    def tokenizer(self, number: int) -> Path:
+        """The directory of a stage's tokenizer."""
+        return self.out / f"tokenizer_{number}"
+
+
+def parse_stages(text: str) -> tuple[tuple[int, ...], ...]:
+    """Stages of "1,3,4/1,4".
+
+    Raises:
+        UserError: something else stands there.
+    """
+    return tuple(integers(part, "--stages") for part in text.split("/"))
+
+
+def stage_steps(preset: Preset) -> int:
+    """How long a stage is where nothing else is said."""
+    return max(1, round(STAGE_SHARE * preset.transformer_optim.steps))
+
+
+def distill(job: Distillation, preset: Preset, address: str | None, console: Console) -> None:
+    """Train all stages, write the last one's pipeline, and print the table.
+
+    Args:
+        job: what to do.
+        preset: whose transformer's recipe is taken; the model's sizes are the parent's.
+        address: a Ray cluster, as :func:`session` takes it.
+        console: where progress shows.
+
+    Raises:
+        UserError: model, data, stages and options do not fit together, or as :func:`train`.
+    """
+    job = replace(job, model=_pipeline_dir(job.model))
+    parent = load_pipeline(job.model)
+    model = parent.transformer
+    unconditional = model.config.unconditional
+    check_data(parent, job.model, job.data, classes=not unconditional)
+    check_stages(model, job.stages)
+    check_fits(model, _sampler(job, parent))
+    if job.options.teacher_kl:
+        check_teacher(model, model.config)
+    sized = replace(preset, tokenizer=parent.tokenizer.config, transformer=model.config)
+    finished = (job.out / "model").is_dir()
+    if job.evaluation.weights and not finished:  # or an hour passes before they are looked at
+        load_extractor(job.evaluation.extractor, Path(job.evaluation.weights))
+    with ExitStack() as stack:
+        stack.enter_context(open_run(job.out, "train distill", *_configuration(job, sized)))
+        connect = cache(lambda: _connect(stack, address, console))
+        options = replace(job.options, max_steps=job.steps, unconditional=unconditional)
+        source = job.model
+        for number, sides in enumerate(job.stages, 1):
+            console.print(f"Stage {number} of {len(job.stages)}: {','.join(map(str, sides))}")
+            _train_stage(job, sized, replace(options, init_from=source), number, connect, console)
+            source = job.run(number)
+        if not finished:
+            _write_model(job, parent)
+        _judge(job, parent, connect, console)
+    done = "is finished" if finished else "done"
+    console.print(f"{job.out} {done}: {job.out / 'model'}", soft_wrap=True)
+
+
+def _pipeline_dir(path: Path) -> Path:
+    """The pipeline directory that ``--model`` means."""
+    for candidate in (path, path / "model"):
+        if is_pipeline(candidate):
+            return candidate
+    raise UserError(f"--model {path}: neither a pipeline nor a finished transformer run")
+
+
+def _sampler(job: Distillation, parent: Pipeline) -> SamplerConfig:
+    """The settings of the table's samples: all rows visit all scales that they have."""
+    config = replace(parent.sampler, patch_nums=None)
+    return config if job.cfg is None else replace(config, cfg=job.cfg)
+
+
+def _configuration(job: Distillation, preset: Preset) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What decides the result, and what does not. A stage's run holds its own settings as well."""
+    options = replace(job.options, max_steps=job.steps)
+    settings = {
+        "parent": weights_digest(job.model),
+        "stages": job.stages,
+        "loss": to_dict(options.apply_loss(preset.transformer_loss)),
+        "optim": to_dict(options.apply(preset.transformer_optim)),
+        "data": Manifest.load(job.data).fingerprint,
+    }
+    runtime = {"model": str(job.model.resolve()), **to_dict(job.evaluation), "cfg": job.cfg}
+    return settings, runtime
+
+
+def _connect(stack: ExitStack, address: str | None, console: Console) -> Session:
+    """Ray, started or joined when a stage first needs it."""
+    cluster = stack.enter_context(session(address))
+    if cluster.dashboard_url:
+        console.print(f"Ray dashboard: {cluster.dashboard_url}")
+    return cluster
+
+
+def _train_stage(
+    job: Distillation,
+    preset: Preset,
+    options: TransformerOptions,
+    number: int,
+    connect: Callable[[], Session],
+    console: Console,
+) -> None:
+    """Train one stage; a finished one is compared with its settings and left alone."""
+    run, tokenizer = job.run(number), job.tokenizer(number)
+    if not tokenizer.exists():
+        pruned = prune_tokenizer(load_pipeline(job.model).tokenizer, job.stages[number - 1])
+        with atomic_path(tokenizer) as directory:
+            save_tokenizer(pruned, directory)
+    mask = preset.transformer.mask
+    training = make_job(
+        "transformer", preset, job.data, run, options, tokenizer=tokenizer, mask=mask
+    )
+    if is_finished(run):
+        train([training], None, console)
+        return
+    cluster = connect()
+    encode(job.data, tokenizer, views=options.views, flip=options.flip)
+    train([training], cluster, console)
+
+
+def _write_model(job: Distillation, parent: Pipeline) -> None:
+    """The last stage's weights with the parent's sampler settings and names of classes."""
+    last = load_pipeline(job.run(len(job.stages)))
+    sampler = replace(parent.sampler, patch_nums=None)
+    pipeline = Pipeline(last.tokenizer, last.transformer, sampler, parent.class_names)
+    with atomic_path(job.out / "model") as directory:
+        save_pipeline(pipeline, directory)
+
+
+def _judge(
+    job: Distillation, parent: Pipeline, connect: Callable[[], Session], console: Console
+) -> None:
+    """Measure what is not measured yet, and print the table."""
+    config = _sampler(job, parent)
+    runs = [job.run(number) for number in range(1, len(job.stages) + 1)]
+    specs = table_specs(job.model, job.stages, runs, job.steps)
+    keys = row_keys(specs, config, job.evaluation)
+    missing = missing_rows(job.out, specs, keys)
+    if missing:
+        gpus = 1 if job.evaluation.device == "cuda" else 0
+        connect().require(cpus=job.options.threads, gpus=gpus)
+        console.print(f"Measuring {len(missing)} models")
+        run_rows(job.out, missing, config, job.evaluation, job.options.threads)
+    table = write_table(job.out, keys, config, job.evaluation)
+    print_table(table["rows"], table["note"], console)

@@ -1,0 +1,275 @@
+"""The table of a distillation: parent, pruned and distilled models side by side.
+
+::
+
+    rows/KEY.json   one measured model, written once
+    stages.json     the rows in order, and what they share
+    stages.md       the same as a table
+    grids/NAME.png  a grid of each model's first samples
+
+Two things change with the scales: what the tokenizer's codes can hold (PSNR), and how well the
+transformer predicts them (NLL). The row of a pruned model that was not trained tells them apart,
+and is what a distilled one must beat.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from srdd.config import SamplerConfig
+from srdd.distill import prune_pipeline
+from srdd.pipeline import Pipeline, load_pipeline
+from srdd.train.quality import psnr, to_8bit
+from srdd.train.tokenizer import to_float
+from srdd.train.transformer import nll_per_scale
+from srdd_platform.data import Manifest, ShardDataset
+from srdd_platform.drawn import GRID_IMAGES, draw_timed
+from srdd_platform.evaluate import EvaluationConfig, Evaluator, weights_digest
+from srdd_platform.fidelity import PROTOCOL
+from srdd_platform.files import (
+    digest,
+    read_json,
+    sha256_file,
+    to_json_bytes,
+    write_bytes,
+    write_json,
+    write_once,
+)
+from srdd_platform.images import grid_png
+from srdd_platform.runs import model_dir
+from srdd_platform.validation import BATCH, MAX_IMAGES
+
+READ_ME = (
+    "NLL and PSNR on held-out images. A code is worth what its scale leaves it: NLL per code rises "
+    "where the easy codes of coarse scales go, so read NLL per image, in nats of that row's own "
+    "codes, together with the PSNR of what those codes hold."
+)
+NO_FID = "No FID: give --weights, a classifier run (or --extractor inception and its file)."
+COLUMNS = (
+    ("model", "name", "{}"),
+    ("scales", "patch_nums", "{}"),
+    ("codes", "codes", "{:.0f}"),
+    ("PSNR dB", "psnr", "{:.2f}"),
+    ("NLL/code", "nll", "{:.3f}"),
+    ("NLL/image", "nll_per_image", "{:.1f}"),
+    ("FID", "fid", "{:.4g}"),
+    ("±", "fid_se", "{:.2g}"),
+    ("NFE", "nfe", "{:.1f}"),
+    ("GFLOPs", "gflops_per_image", "{:.3g}"),
+    ("ms", "latency_ms", "{:.1f}"),
+)
+TEXT = ("model", "scales")  # headings of columns of text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowSpec:
+    """One model of the table: a pipeline directory, or what pruning alone makes of it."""
+
+    name: str
+    order: int
+    pipeline: str
+    pruned: tuple[int, ...] = ()  # scales left by pruning; (): as it is
+
+    @property
+    def grid(self) -> str:
+        """The name of its grid's file."""
+        return f"{self.order}_{self.name.split(',')[0].replace(' ', '_')}.png"
+
+
+def table_specs(
+    parent: Path, stages: Sequence[tuple[int, ...]], runs: Sequence[Path], steps: int
+) -> list[RowSpec]:
+    """The rows: the parent, and for each stage the parent pruned and the model it made.
+
+    Args:
+        parent: pipeline directory.
+        stages: the scales of each.
+        runs: their run directories.
+        steps: updates of one stage.
+    """
+    specs = [RowSpec(name="parent", order=0, pipeline=str(parent.resolve()))]
+    for number, (sides, run) in enumerate(zip(stages, runs, strict=True), 1):
+        pruned = replace(specs[0], name=f"stage {number}, pruned only", order=2 * number - 1)
+        specs.append(replace(pruned, pruned=sides))
+        name = f"stage {number}, {number * steps} steps"
+        specs.append(RowSpec(name=name, order=2 * number, pipeline=str(model_dir(run).resolve())))
+    return specs
+
+
+def row_keys(
+    specs: Sequence[RowSpec], config: SamplerConfig, evaluation: EvaluationConfig
+) -> list[str]:
+    """The name of each row: a hash of all that decides it."""
+    weights = evaluation.weights and sha256_file(_weights_file(Path(evaluation.weights)))
+    shared = {
+        **asdict(evaluation),
+        "data": Manifest.load(Path(evaluation.data)).fingerprint,
+        "weights": weights,
+        "parameters": config.active(),
+        "protocol": PROTOCOL,
+    }
+    return [
+        digest(
+            {
+                **shared,
+                "model": weights_digest(Path(spec.pipeline)),
+                "config": read_json(Path(spec.pipeline) / "transformer" / "config.json"),
+                "row": [spec.name, spec.order, spec.pruned],
+            }
+        )
+        for spec in specs
+    ]
+
+
+def _weights_file(path: Path) -> Path:
+    return model_dir(path) / "model.safetensors" if path.is_dir() else path
+
+
+@torch.no_grad()
+def held_out(pipeline: Pipeline, data: Path, device: str) -> dict[str, float]:
+    """What a pipeline reaches on at most 10,000 held-out images.
+
+    Returns:
+        ``psnr`` in dB of the tokenizer's reconstructions, ``nll`` in nats a code, ``nll_per_image``
+        in nats, ``nll_<side>x<side>`` in nats a code of each scale; means over images.
+    """
+    dataset = ShardDataset(data, "val")
+    count = min(MAX_IMAGES, len(dataset))
+    sums: dict[str, float] = {}
+    for begin in range(0, count, BATCH):
+        samples = [dataset[i] for i in range(begin, min(count, begin + BATCH))]
+        images = torch.stack([sample["image"] for sample in samples])
+        labels = torch.tensor([sample["label"] for sample in samples], device=device)
+        if pipeline.transformer.config.unconditional:
+            labels.fill_(pipeline.transformer.null_class)
+        codes_BL = pipeline.tokenizer.encode(to_float(images).to(device))
+        decoded = to_8bit(pipeline.tokenizer.decode(codes_BL)).cpu()
+        logits = pipeline.transformer(labels, codes_BL)
+        nll_BL, scales = nll_per_scale(pipeline.transformer, logits, codes_BL)
+        found = {"psnr": psnr(images, decoded).mean(), "nll": nll_BL.mean(), **scales}
+        found["nll_per_image"] = nll_BL.sum(1).mean()
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(images)
+    return {"held_out": float(count), **{name: value / count for name, value in sums.items()}}
+
+
+def measure_rows(
+    run: Path,
+    specs: Sequence[tuple[RowSpec, str]],
+    config: SamplerConfig,
+    evaluation: EvaluationConfig,
+    threads: int,
+) -> None:
+    """Measure models one after the other into ``rows/``. Runs in a Ray task.
+
+    Without the extractor's weights there is no FID, and few images are drawn.
+    """
+    if evaluation.device == "cpu":
+        torch.set_num_threads(threads)
+    judge = Evaluator(Path(specs[0][0].pipeline), evaluation) if evaluation.weights else None
+    for spec, key in specs:
+        pipeline = load_pipeline(spec.pipeline)
+        if spec.pruned:
+            pipeline = prune_pipeline(pipeline, spec.pruned)
+        pipeline = pipeline.to(evaluation.device)
+        schedule = pipeline.transformer.schedule
+        num = evaluation.num if judge else min(GRID_IMAGES, evaluation.num)
+        drawn = draw_timed(
+            pipeline, config, num, evaluation.seed, evaluation.batch_size, evaluation.device
+        )
+        grid_png(drawn.images[:GRID_IMAGES], run / "grids" / spec.grid)
+        row = {
+            "key": key,
+            "name": spec.name,
+            "order": spec.order,
+            "patch_nums": ",".join(map(str, schedule.patch_nums)),
+            "codes": schedule.length,
+            **held_out(pipeline, Path(evaluation.data), evaluation.device),
+            **(judge.quality(drawn.images, drawn.labels) if judge else {}),
+            "extractor": judge.extractor.name if judge else None,
+            "n": num,
+            **drawn.cost,
+            "grid": f"grids/{spec.grid}",
+        }
+        write_once(run / "rows" / f"{key}.json", to_json_bytes(row))
+
+
+def missing_rows(run: Path, specs: Sequence[RowSpec], keys: Sequence[str]) -> list[Any]:
+    """The specs whose rows are not on disk, with their keys."""
+    pairs = zip(specs, keys, strict=True)
+    return [(spec, key) for spec, key in pairs if not (run / "rows" / f"{key}.json").exists()]
+
+
+def run_rows(
+    run: Path,
+    missing: Sequence[tuple[RowSpec, str]],
+    config: SamplerConfig,
+    evaluation: EvaluationConfig,
+    threads: int,
+) -> None:
+    """Measure the rows given in one task, so that none disturbs another's latency."""
+    gpus = 1 if evaluation.device == "cuda" else 0
+    task = ray.remote(measure_rows).options(
+        num_cpus=threads, num_gpus=gpus, name="measure stages", max_retries=1
+    )
+    ray.get(task.remote(run, missing, config, evaluation, threads))
+
+
+def write_table(
+    run: Path, keys: Sequence[str], config: SamplerConfig, evaluation: EvaluationConfig
+) -> dict[str, Any]:
+    """Compile ``stages.json`` and ``stages.md`` from the rows; returns what the former holds."""
+    rows = [read_json(run / "rows" / f"{key}.json") for key in keys]
+    note = _note(rows[0], config, evaluation.device)
+    table = {
+        "note": note,
+        "sampler": config.active(),
+        "seed": evaluation.seed,
+        "device": evaluation.device,
+        "rows": rows,
+    }
+    write_json(run / "stages.json", table)
+    write_bytes(run / "stages.md", markdown(rows, note).encode())
+    return table
+
+
+def _note(row: dict[str, Any], config: SamplerConfig, device: str) -> str:
+    """How to read the numbers."""
+    text = f"{READ_ME} Held-out images: {row['held_out']:.0f}. Sampling: cfg {config.cfg:g}, "
+    text += f"{config.active()['refine_steps']} refinement passes, float32 on {device}. "
+    if row["extractor"] is None:
+        return text + NO_FID
+    return text + f"FID of {row['n']} images on features of {row['extractor']}."
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    values = [(row.get(name), form) for _, name, form in COLUMNS]
+    return ["-" if value is None else form.format(value) for value, form in values]
+
+
+def markdown(rows: Sequence[dict[str, Any]], note: str) -> str:
+    """The table with its note below."""
+    lines = [
+        "| " + " | ".join(heading for heading, _, _ in COLUMNS) + " |",
+        "|" + "|".join("---" if heading in TEXT else "---:" for heading, _, _ in COLUMNS) + "|",
+        *("| " + " | ".join(_cells(row)) + " |" for row in rows),
+    ]
+    return "\n".join([*lines, "", note, ""])
+
+
+def print_table(rows: Sequence[dict[str, Any]], note: str, console: Console) -> None:
+    """The table on the terminal."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading, _, _ in COLUMNS:
+        table.add_column(heading, justify="left" if heading in TEXT else "right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    console.print(table)
+    console.print(note)
