@@ -19,9 +19,7 @@ from typing import Any
 
 import ray
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from srdd.config import SamplerConfig
 from srdd.distill import prune_pipeline
@@ -47,21 +45,22 @@ from srdd_platform.runs import model_dir
 from srdd_platform.validation import BATCH, MAX_IMAGES
 
 READ_ME = (
-    "NLL and PSNR on held-out images. A code is worth what its scale leaves it: NLL per code rises "
-    "where the easy codes of coarse scales go, so read NLL per image, in nats of that row's own "
-    "codes, together with the PSNR of what those codes hold."
+    "Steps count from the parent on; 0 is pruning alone. NLL in nats and PSNR on held-out images. "
+    "Each schedule has codes of its own, so NLL per code does not compare; NLL per image, of that "
+    "row's own codes, does beside the PSNR of what they hold."
 )
 NO_FID = "No FID: give --weights, a classifier run (or --extractor inception and its file)."
 COLUMNS = (
     ("model", "name", "{}"),
+    ("steps", "steps", "{}"),
     ("scales", "patch_nums", "{}"),
-    ("codes", "codes", "{:.0f}"),
-    ("PSNR dB", "psnr", "{:.2f}"),
+    ("codes", "codes", "{}"),
+    ("PSNR", "psnr", "{:.2f}"),
     ("NLL/code", "nll", "{:.3f}"),
     ("NLL/image", "nll_per_image", "{:.1f}"),
     ("FID", "fid", "{:.4g}"),
-    ("±", "fid_se", "{:.2g}"),
-    ("NFE", "nfe", "{:.1f}"),
+    ("±", "fid_se", "{:.1g}"),
+    ("NFE", "nfe", "{:.3g}"),
     ("GFLOPs", "gflops_per_image", "{:.3g}"),
     ("ms", "latency_ms", "{:.1f}"),
 )
@@ -76,11 +75,12 @@ class RowSpec:
     order: int
     pipeline: str
     pruned: tuple[int, ...] = ()  # scales left by pruning; (): as it is
+    steps: int = 0  # updates since the parent
 
     @property
     def grid(self) -> str:
         """The name of its grid's file."""
-        return f"{self.order}_{self.name.split(',')[0].replace(' ', '_')}.png"
+        return f"{self.name.replace(' ', '_')}.png"
 
 
 def table_specs(
@@ -96,10 +96,12 @@ def table_specs(
     """
     specs = [RowSpec(name="parent", order=0, pipeline=str(parent.resolve()))]
     for number, (sides, run) in enumerate(zip(stages, runs, strict=True), 1):
-        pruned = replace(specs[0], name=f"stage {number}, pruned only", order=2 * number - 1)
-        specs.append(replace(pruned, pruned=sides))
-        name = f"stage {number}, {number * steps} steps"
-        specs.append(RowSpec(name=name, order=2 * number, pipeline=str(model_dir(run).resolve())))
+        pruned = replace(specs[0], name=f"pruned {number}", order=2 * number - 1, pruned=sides)
+        pipeline = str(model_dir(run).resolve())
+        trained = RowSpec(
+            name=f"stage {number}", order=2 * number, pipeline=pipeline, steps=number * steps
+        )
+        specs += [pruned, trained]
     return specs
 
 
@@ -121,7 +123,7 @@ def row_keys(
                 **shared,
                 "model": weights_digest(Path(spec.pipeline)),
                 "config": read_json(Path(spec.pipeline) / "transformer" / "config.json"),
-                "row": [spec.name, spec.order, spec.pruned],
+                "row": [spec.name, spec.order, spec.pruned, spec.steps],
             }
         )
         for spec in specs
@@ -189,6 +191,7 @@ def measure_rows(
             "key": key,
             "name": spec.name,
             "order": spec.order,
+            "steps": spec.steps,
             "patch_nums": ",".join(map(str, schedule.patch_nums)),
             "codes": schedule.length,
             **held_out(pipeline, Path(evaluation.data), evaluation.device),
@@ -265,11 +268,14 @@ def markdown(rows: Sequence[dict[str, Any]], note: str) -> str:
 
 
 def print_table(rows: Sequence[dict[str, Any]], note: str, console: Console) -> None:
-    """The table on the terminal."""
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="left" if heading in TEXT else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    console.print(table)
-    console.print(note)
+    """The table on the terminal; where that is narrow its lines run on, and no number is cut."""
+    headings = [heading for heading, _, _ in COLUMNS]
+    lines = [headings, *(_cells(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.ljust(width) if heading in TEXT else cell.rjust(width)
+            for heading, cell, width in zip(headings, line, widths, strict=True)
+        ]
+        console.print("  ".join(cells), soft_wrap=True)
+    console.print(note, soft_wrap=True)

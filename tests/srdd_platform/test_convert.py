@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, load_pipeline, sample
+from srdd.distill import prune_pipeline
+from srdd.pipeline import save_pipeline
 from srdd_platform import cli, convert
 
 State = dict[str, Tensor]
@@ -423,6 +425,21 @@ def test_export_says_what_var_would_do_otherwise(run: Run, tiny_pipeline: Path) 
     assert "the mask is markov: VAR's forward takes it from attn_bias_for_masking" in printed
     assert "num_classes=10, depth=2, embed_dim=32, num_heads=4, mlp_ratio=4," in printed
     assert len(torch.load("t.pt")) == 12 + 2 * 13
+
+
+def test_a_pruned_model_is_exported_where_no_phi_moves(
+    run: Run, refused: Run, tiny_pipeline: Path
+) -> None:
+    """VAR chooses a scale's phi by the scales' own count; for 1, 3, 4 it happens to be the same."""
+    pipeline, files = load_pipeline(tiny_pipeline), ("--vae", "v.pt", "--transformer", "t.pt")
+    for sides in ((1, 2, 4), (1, 3, 4)):
+        save_pipeline(prune_pipeline(pipeline, sides), Path("-".join(map(str, sides))))
+    said = refused("export", "--model", "1-2-4", *files)
+    assert "pruned from scales 1,2,3,4: VAR would give another phi to scale 2" in said
+    printed = run("export", "--model", "1-3-4", *files)
+    assert "ramps guidance over its own 3 scales, here it grows over the parent's 4" in printed
+    assert "v_patch_nums=(1, 3, 4)" in printed
+    assert torch.load("t.pt")["pos_1LC"].shape == (1, 26, 32)
 
 
 def test_outputs_that_will_not_do(refused: Run, tiny_pipeline: Path, tmp_path: Path) -> None:

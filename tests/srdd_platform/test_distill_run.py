@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 
 import srdd
 from srdd import SamplerConfig
+from srdd.distill import prune_tokenizer
 from srdd.errors import UserError
-from srdd.pipeline import save_pipeline
+from srdd.pipeline import save_pipeline, save_tokenizer
 from srdd.presets import Preset, digits
 from srdd.scales import ScaleSchedule
 from srdd_platform import distill as distillation
+from srdd_platform.codes import codes_dir
 from srdd_platform.data import prepare
 from srdd_platform.distill import Distillation, distill, parse_stages, stage_steps
 from srdd_platform.evaluate import EvaluationConfig
@@ -26,7 +28,14 @@ from srdd_platform.files import read_json
 from srdd_platform.options import TransformerOptions
 from srdd_platform.ray_session import Session
 from srdd_platform.runs import read_metrics
-from srdd_platform.stages import RowSpec, markdown, measure_rows, row_keys, table_specs
+from srdd_platform.stages import (
+    RowSpec,
+    markdown,
+    measure_rows,
+    print_table,
+    row_keys,
+    table_specs,
+)
 
 STEPS = 12
 STAGES = ((1, 2, 4), (1, 4))
@@ -76,8 +85,8 @@ def make(parent: Path, digits_shards: Path, classifier_dir: Path) -> Make:
 class Said(Console):
     """A console that keeps what it prints, and may be interrupted when it says something."""
 
-    def __init__(self, stop_at: str = "") -> None:
-        super().__init__(file=io.StringIO(), width=200)
+    def __init__(self, width: int = 200, stop_at: str = "") -> None:
+        super().__init__(file=io.StringIO(), width=width)
         self.stop_at = stop_at
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -103,7 +112,7 @@ def run(
     """A run that was interrupted between its stages and gone on with."""
     out = tmp_path_factory.mktemp("distill") / "run"
     with pytest.raises(KeyboardInterrupt):
-        distill(make(out), preset, None, Said("Stage 2 of 2"))
+        distill(make(out), preset, None, Said(stop_at="Stage 2 of 2"))
     assert not (out / "stage_2").exists()
     assert not (out / "model").exists()
     before = stamps(out / "stage_1" / "model") | stamps(out / "tokenizer_1")
@@ -162,12 +171,13 @@ def test_the_table_compares_parent_pruned_and_distilled(run: tuple[Path, Said]) 
     out, said = run
     table = read_json(out / "stages.json")
     rows = table["rows"]
-    assert [(row["name"], row["patch_nums"], row["codes"], row["nfe"]) for row in rows] == [
-        ("parent", "1,2,3,4", 30, 7.0),
-        ("stage 1, pruned only", "1,2,4", 21, 5.0),
-        ("stage 1, 12 steps", "1,2,4", 21, 5.0),
-        ("stage 2, pruned only", "1,4", 17, 3.0),
-        ("stage 2, 24 steps", "1,4", 17, 3.0),
+    columns = ("name", "steps", "patch_nums", "codes", "nfe")
+    assert [tuple(row[name] for name in columns) for row in rows] == [
+        ("parent", 0, "1,2,3,4", 30, 7.0),
+        ("pruned 1", 0, "1,2,4", 21, 5.0),
+        ("stage 1", 12, "1,2,4", 21, 5.0),
+        ("pruned 2", 0, "1,4", 17, 3.0),
+        ("stage 2", 24, "1,4", 17, 3.0),
     ]
     parent, pruned_1, stage_1, pruned_2, stage_2 = rows
     for pruned, stage, number in ((pruned_1, stage_1, 1), (pruned_2, stage_2, 2)):
@@ -187,8 +197,14 @@ def test_the_table_compares_parent_pruned_and_distilled(run: tuple[Path, Said]) 
     text = (out / "stages.md").read_text()
     assert text == markdown(rows, table["note"])
     assert f"FID of 50 images on features of {parent['extractor']}" in text
-    assert "stage 2, pruned only" in said.text
+    assert "pruned 2" in said.text
     assert "NLL per image" in said.text
+    narrow = Said(width=40)
+    print_table(rows, table["note"], narrow)
+    lines = narrow.text.splitlines()
+    assert len({len(line) for line in lines[:6]}) == 1
+    assert lines[1].split()[:4] == ["parent", "0", "1,2,3,4", "30"]
+    assert lines[5].split()[5:7] == [f"{stage_2['nll']:.3f}", f"{stage_2['nll_per_image']:.1f}"]
 
 
 @pytest.mark.ray
@@ -201,7 +217,7 @@ def test_a_finished_run_prints_its_table_without_ray(
     said = Said()
     distill(make(out), preset, None, said)
     assert kept.items() <= stamps(out).items()
-    assert "stage 2, 24 steps" in said.text
+    assert "stage 2" in said.text
     assert f"{out} is finished: {out / 'model'}" in said.text
     for change, named in (
         ({"stages": ((1, 3, 4), (1, 4))}, "stages"),
@@ -218,7 +234,7 @@ def test_without_weights_there_is_no_fid(parent: Path, digits_shards: Path, tmp_
         data=str(digits_shards), extractor="classifier", weights="", num=50
     )
     config = SamplerConfig()
-    specs = [RowSpec(name="stage 1, pruned only", order=1, pipeline=str(parent), pruned=(1, 4))]
+    specs = [RowSpec(name="pruned 1", order=1, pipeline=str(parent), pruned=(1, 4))]
     keys = row_keys(specs, config, evaluation)
     measure_rows(tmp_path, list(zip(specs, keys, strict=True)), config, evaluation, 1)
     row = read_json(tmp_path / "rows" / f"{keys[0]}.json")
@@ -226,7 +242,7 @@ def test_without_weights_there_is_no_fid(parent: Path, digits_shards: Path, tmp_
     assert "fid" not in row
     table = distillation.write_table(tmp_path, keys, config, evaluation)
     assert "No FID: give --weights" in table["note"]
-    assert (tmp_path / "stages.md").read_text().splitlines()[2].split(" | ")[6:8] == ["-", "-"]
+    assert (tmp_path / "stages.md").read_text().splitlines()[2].split(" | ")[7:9] == ["-", "-"]
     # Another guidance, number or model is another row.
     other = [replace(specs[0], pruned=(1, 3, 4)), replace(specs[0], name="x")]
     found = {*keys, *row_keys(other, config, evaluation)}
@@ -238,12 +254,12 @@ def test_without_weights_there_is_no_fid(parent: Path, digits_shards: Path, tmp_
 
 def test_the_rows_of_a_table(tmp_path: Path) -> None:
     specs = table_specs(tmp_path, STAGES, [tmp_path / "stage_1", tmp_path / "stage_2"], 7)
-    assert [(spec.order, spec.name, spec.pruned) for spec in specs] == [
-        (0, "parent", ()),
-        (1, "stage 1, pruned only", (1, 2, 4)),
-        (2, "stage 1, 7 steps", ()),
-        (3, "stage 2, pruned only", (1, 4)),
-        (4, "stage 2, 14 steps", ()),
+    assert [(spec.order, spec.name, spec.pruned, spec.steps) for spec in specs] == [
+        (0, "parent", (), 0),
+        (1, "pruned 1", (1, 2, 4), 0),
+        (2, "stage 1", (), 7),
+        (3, "pruned 2", (1, 4), 0),
+        (4, "stage 2", (), 14),
     ]
 
 
@@ -253,6 +269,21 @@ def test_stages_are_written_with_slashes() -> None:
         with pytest.raises(UserError, match="--stages takes integers"):
             parse_stages(wrong)
     assert stage_steps(digits()) == 50
+
+
+def test_codes_of_a_pruned_tokenizer_have_a_key_of_their_own(
+    parent: Path, digits_shards: Path, tmp_path: Path
+) -> None:
+    """Its weights are the parent's to the byte."""
+    tokenizer = srdd.load_pipeline(parent).tokenizer
+    names = {}
+    for sides in ((1, 2, 3, 4), (1, 3, 4), (1, 4)):
+        save_tokenizer(prune_tokenizer(tokenizer, sides), tmp_path / f"{sides}")
+        names[sides] = codes_dir(digits_shards, tmp_path / f"{sides}").name
+    weights = {(path / "model.safetensors").read_bytes() for path in tmp_path.iterdir()}
+    assert len(weights) == 1
+    assert len(set(names.values())) == 3
+    assert names[1, 2, 3, 4] == codes_dir(digits_shards, parent / "tokenizer").name
 
 
 @pytest.mark.parametrize(
