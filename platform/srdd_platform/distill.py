@@ -64,6 +64,7 @@ _OWN = {
     "extend_to": "--extend-to: a stage has --stage-steps and no more",
     "init_from": "--init-from: a stage begins with the weights of the one before",
     "unconditional": "--unconditional: classes are the model's",
+    "depth": "--depth: sizes are the model's",
 }  # options of a transformer's training that a stage settles itself
 
 

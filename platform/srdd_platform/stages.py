@@ -24,10 +24,8 @@ from rich.console import Console
 from srdd.config import SamplerConfig
 from srdd.distill import prune_pipeline
 from srdd.pipeline import Pipeline, load_pipeline
-from srdd.train.quality import psnr, to_8bit
-from srdd.train.tokenizer import to_float
-from srdd.train.transformer import nll_per_scale
-from srdd_platform.data import Manifest, ShardDataset
+from srdd.train.held_out import reconstruct, tokenizer_quality, transformer_nll
+from srdd_platform.data import Manifest
 from srdd_platform.drawn import GRID_IMAGES, draw_timed
 from srdd_platform.evaluate import EvaluationConfig, Evaluator, weights_digest
 from srdd_platform.fidelity import PROTOCOL
@@ -42,7 +40,7 @@ from srdd_platform.files import (
 )
 from srdd_platform.images import grid_png
 from srdd_platform.runs import model_dir
-from srdd_platform.validation import BATCH, MAX_IMAGES
+from srdd_platform.validation import held_out_images
 
 READ_ME = (
     "Steps count from the parent on; 0 is pruning alone. NLL in nats and PSNR on held-out images. "
@@ -134,32 +132,23 @@ def _weights_file(path: Path) -> Path:
     return model_dir(path) / "model.safetensors" if path.is_dir() else path
 
 
-@torch.no_grad()
-def held_out(pipeline: Pipeline, data: Path, device: str) -> dict[str, float]:
+def held_out(pipeline: Pipeline, data: Path) -> dict[str, float]:
     """What a pipeline reaches on at most 10,000 held-out images.
 
     Returns:
-        ``psnr`` in dB of the tokenizer's reconstructions, ``nll`` in nats a code, ``nll_per_image``
-        in nats, ``nll_<side>x<side>`` in nats a code of each scale; means over images.
+        Means over images: ``psnr`` in dB and ``ssim`` of the tokenizer's reconstructions, ``nll``
+        and ``nll_<scale>`` in nats a code, ``nll_per_image`` in nats; and ``held_out``, the images.
     """
-    dataset = ShardDataset(data, "val")
-    count = min(MAX_IMAGES, len(dataset))
-    sums: dict[str, float] = {}
-    for begin in range(0, count, BATCH):
-        samples = [dataset[i] for i in range(begin, min(count, begin + BATCH))]
-        images = torch.stack([sample["image"] for sample in samples])
-        labels = torch.tensor([sample["label"] for sample in samples], device=device)
-        if pipeline.transformer.config.unconditional:
-            labels.fill_(pipeline.transformer.null_class)
-        codes_BL = pipeline.tokenizer.encode(to_float(images).to(device))
-        decoded = to_8bit(pipeline.tokenizer.decode(codes_BL)).cpu()
-        logits = pipeline.transformer(labels, codes_BL)
-        nll_BL, scales = nll_per_scale(pipeline.transformer, logits, codes_BL)
-        found = {"psnr": psnr(images, decoded).mean(), "nll": nll_BL.mean(), **scales}
-        found["nll_per_image"] = nll_BL.sum(1).mean()
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(images)
-    return {"held_out": float(count), **{name: value / count for name, value in sums.items()}}
+    images, labels = held_out_images(data)
+    codes_nL, decoded = reconstruct(pipeline.tokenizer, images)
+    quality = tokenizer_quality(pipeline.tokenizer, images, codes_nL, decoded)
+    found = transformer_nll(pipeline.transformer, codes_nL, labels)
+    return {
+        "held_out": found.pop("n"),
+        **{name: quality[name] for name in ("psnr", "ssim") if name in quality},
+        **found,
+        "nll_per_image": found["nll"] * codes_nL.shape[1],
+    }
 
 
 def measure_rows(
@@ -194,7 +183,7 @@ def measure_rows(
             "steps": spec.steps,
             "patch_nums": ",".join(map(str, schedule.patch_nums)),
             "codes": schedule.length,
-            **held_out(pipeline, Path(evaluation.data), evaluation.device),
+            **held_out(pipeline, Path(evaluation.data)),
             **(judge.quality(drawn.images, drawn.labels) if judge else {}),
             "extractor": judge.extractor.name if judge else None,
             "n": num,

@@ -298,6 +298,7 @@ def test_codes_of_a_pruned_tokenizer_have_a_key_of_their_own(
         ({"extend_to": 5}, "--extend-to"),
         ({"init_from": Path("x")}, "--init-from: a stage begins"),
         ({"unconditional": True}, "--unconditional"),
+        ({"depth": 2}, "--depth"),
         ({"model": Path("nowhere")}, "--model nowhere: neither a pipeline nor a finished"),
         ({"data": Path("nowhere")}, "nowhere"),
         ({"cfg": -1.0}, "cfg must be >= 0"),
