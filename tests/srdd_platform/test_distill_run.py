@@ -204,7 +204,7 @@ def test_the_table_compares_parent_pruned_and_distilled(run: tuple[Path, Said]) 
     lines = narrow.text.splitlines()
     assert len({len(line) for line in lines[:6]}) == 1
     assert lines[1].split()[:4] == ["parent", "0", "1,2,3,4", "30"]
-    assert lines[5].split()[5:7] == [f"{stage_2['nll']:.3f}", f"{stage_2['nll_per_image']:.1f}"]
+    assert lines[5].split()[6:8] == [f"{stage_2['nll']:.3f}", f"{stage_2['nll_per_image']:.1f}"]
 
 
 @pytest.mark.ray
