@@ -17,7 +17,7 @@ from srdd.masks import first_scale_seen
 from srdd.pipeline import Pipeline
 from srdd.request import visited
 from srdd.tokenizer import Tokenizer
-from srdd.train.warm_start import warm_start
+from srdd.train.warm_start import copy_weights
 from srdd.transformer import ScaleTransformer
 
 
@@ -49,7 +49,7 @@ def prune_transformer(model: ScaleTransformer, patch_nums: tuple[int, ...]) -> S
     with torch.random.fork_rng(devices=[]):
         pruned = ScaleTransformer(config, model.backend)
     pruned.quantizer.load_state_dict(model.quantizer.state_dict())
-    warm_start(pruned, model)
+    copy_weights(pruned, model)
     return pruned.to(model.pos_embed.device).eval().requires_grad_(False)
 
 

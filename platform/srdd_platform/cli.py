@@ -125,12 +125,19 @@ class TrainDistill(TrainOptions):
 
     def run(self, console: Console) -> None:
         """Train the stages, and print the table."""
-        from srdd_platform.distill import Distillation, distill, parse_stages, stage_steps
+        from srdd_platform.data_options import location
+        from srdd_platform.distill import (
+            Distillation,
+            distill,
+            dry_run_stages,
+            parse_stages,
+            stage_steps,
+        )
         from srdd_platform.evaluate import EvaluationConfig
 
         preset = get_preset(self.preset)
         evaluation = EvaluationConfig(
-            data=str(self.data.resolve()), extractor=self.extractor,
+            data=location(self.data), extractor=self.extractor,
             weights=str(self.weights.resolve()) if self.weights else "", num=self.num,
             batch_size=self.sample_batch, device=self.training.device,
         )  # fmt: skip
@@ -139,7 +146,10 @@ class TrainDistill(TrainOptions):
             model=self.model, data=self.data, out=self.out, stages=parse_stages(self.stages),
             steps=steps, options=self.training, evaluation=evaluation, cfg=self.cfg,
         )  # fmt: skip
-        distill(job, preset, self.address, console)
+        if self.dry_run:
+            dry_run_stages(job, preset, console)
+        else:
+            distill(job, preset, self.address, console)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

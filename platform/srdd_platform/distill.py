@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -36,13 +37,13 @@ from srdd.pipeline import (
 from srdd.presets import Preset
 from srdd.request import check_fits
 from srdd_platform.codes import encode
-from srdd_platform.data import Manifest
 from srdd_platform.draw import integers
+from srdd_platform.dry_run import dry_run
 from srdd_platform.evaluate import EvaluationConfig, weights_digest
 from srdd_platform.extend import is_finished
 from srdd_platform.fidelity import load_extractor
 from srdd_platform.files import atomic_path
-from srdd_platform.jobs import make_job
+from srdd_platform.jobs import Job, make_job
 from srdd_platform.launch import train
 from srdd_platform.models import check_data
 from srdd_platform.options import TransformerOptions
@@ -73,7 +74,7 @@ class Distillation:
     """One distillation: from which model, on which data, to which scales, and how it is judged."""
 
     model: Path
-    data: Path
+    data: str  # shard directory, or its URI
     out: Path
     stages: tuple[tuple[int, ...], ...]
     steps: int  # updates of each stage
@@ -130,33 +131,48 @@ def distill(job: Distillation, preset: Preset, address: str | None, console: Con
     Raises:
         UserError: model, data, stages and options do not fit together, or as :func:`train`.
     """
-    job = replace(job, model=_pipeline_dir(job.model))
-    parent = load_pipeline(job.model)
-    model = parent.transformer
-    unconditional = model.config.unconditional
-    check_data(parent, job.model, job.data, classes=not unconditional)
-    check_stages(model, job.stages)
-    check_fits(model, _sampler(job, parent))
-    if job.options.teacher_kl:
-        check_teacher(model, model.config)
-    sized = replace(preset, tokenizer=parent.tokenizer.config, transformer=model.config)
+    job, parent, sized = _checked(job, preset)
     finished = (job.out / "model").is_dir()
     if job.evaluation.weights and not finished:  # or an hour passes before they are looked at
         load_extractor(job.evaluation.extractor, Path(job.evaluation.weights))
     with ExitStack() as stack:
         stack.enter_context(open_run(job.out, "train distill", *_configuration(job, sized)))
         connect = cache(lambda: _connect(stack, address, console))
-        options = replace(job.options, max_steps=job.steps, unconditional=unconditional)
-        source = job.model
         for number, sides in enumerate(job.stages, 1):
             console.print(f"Stage {number} of {len(job.stages)}: {','.join(map(str, sides))}")
-            _train_stage(job, sized, replace(options, init_from=source), number, connect, console)
-            source = job.run(number)
+            stage = _train_stage(job, sized, number, connect, console)
         if not finished:
             _write_model(job, parent)
-        _judge(job, parent, connect, console)
+        _judge(job, parent, stage, connect, console)
     done = "is finished" if finished else "done"
     console.print(f"{job.out} {done}: {job.out / 'model'}", soft_wrap=True)
+
+
+def dry_run_stages(job: Distillation, preset: Preset, console: Console) -> None:
+    """Print what each stage's training would do, begun with the parent's weights; write nothing.
+
+    Raises:
+        UserError: as :func:`distill`.
+    """
+    job, parent, sized = _checked(job, preset)
+    for number, sides in enumerate(job.stages, 1):
+        with TemporaryDirectory() as directory:
+            save_tokenizer(prune_tokenizer(parent.tokenizer, sides), Path(directory))
+            console.print(f"Stage {number} of {len(job.stages)}: {','.join(map(str, sides))}")
+            dry_run(_stage_job(job, sized, number, Path(directory), job.model), console)
+
+
+def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline, Preset]:
+    """The job with its pipeline's directory, the parent, and the preset with the parent's sizes."""
+    job = replace(job, model=_pipeline_dir(job.model))
+    parent = load_pipeline(job.model)
+    model, manifest = parent.transformer, job.options.open(job.data).manifest
+    check_data(parent, job.model, manifest, job.data, classes=not model.config.unconditional)
+    check_stages(model, job.stages)
+    check_fits(model, _sampler(job, parent))
+    if job.options.teacher_kl:
+        check_teacher(model, model.config)
+    return job, parent, replace(preset, tokenizer=parent.tokenizer.config, transformer=model.config)
 
 
 def _pipeline_dir(path: Path) -> Path:
@@ -181,7 +197,7 @@ def _configuration(job: Distillation, preset: Preset) -> tuple[dict[str, Any], d
         "stages": job.stages,
         "loss": to_dict(options.apply_loss(preset.transformer_loss)),
         "optim": to_dict(options.apply(preset.transformer_optim)),
-        "data": Manifest.load(job.data).fingerprint,
+        "data": options.open(job.data).manifest.fingerprint,
     }
     runtime = {"model": str(job.model.resolve()), **to_dict(job.evaluation), "cfg": job.cfg}
     return settings, runtime
@@ -195,30 +211,45 @@ def _connect(stack: ExitStack, address: str | None, console: Console) -> Session
     return cluster
 
 
+def _stage_job(
+    job: Distillation, preset: Preset, number: int, tokenizer: Path, source: Path
+) -> Job:
+    """The training of a stage: on codes of ``tokenizer``, begun with the weights of ``source``."""
+    options = replace(
+        job.options, max_steps=job.steps, init_from=source,
+        unconditional=preset.transformer.unconditional,
+    )  # fmt: skip
+    return make_job(
+        "transformer", preset, job.data, job.run(number), options, tokenizer=tokenizer,
+        mask=preset.transformer.mask,
+    )  # fmt: skip
+
+
 def _train_stage(
     job: Distillation,
     preset: Preset,
-    options: TransformerOptions,
     number: int,
     connect: Callable[[], Session],
     console: Console,
-) -> None:
+) -> Job:
     """Train one stage; a finished one is compared with its settings and left alone."""
-    run, tokenizer = job.run(number), job.tokenizer(number)
+    tokenizer, options = job.tokenizer(number), job.options
     if not tokenizer.exists():
         pruned = prune_tokenizer(load_pipeline(job.model).tokenizer, job.stages[number - 1])
         with atomic_path(tokenizer) as directory:
             save_tokenizer(pruned, directory)
-    mask = preset.transformer.mask
-    training = make_job(
-        "transformer", preset, job.data, run, options, tokenizer=tokenizer, mask=mask
-    )
-    if is_finished(run):
+    source = job.run(number - 1) if number > 1 else job.model
+    training = _stage_job(job, preset, number, tokenizer, source)
+    if is_finished(job.run(number)):
         train([training], None, console)
-        return
+        return training
     cluster = connect()
-    encode(job.data, tokenizer, views=options.views, flip=options.flip)
+    encode(
+        job.data, tokenizer, views=options.views, flip=options.flip, reading=options,
+        device=options.device,
+    )  # fmt: skip
     train([training], cluster, console)
+    return training
 
 
 def _write_model(job: Distillation, parent: Pipeline) -> None:
@@ -231,18 +262,22 @@ def _write_model(job: Distillation, parent: Pipeline) -> None:
 
 
 def _judge(
-    job: Distillation, parent: Pipeline, connect: Callable[[], Session], console: Console
+    job: Distillation,
+    parent: Pipeline,
+    stage: Job,
+    connect: Callable[[], Session],
+    console: Console,
 ) -> None:
-    """Measure what is not measured yet, and print the table."""
+    """Measure what is not measured yet, and print the table; any stage's job reads the data."""
     config = _sampler(job, parent)
     runs = [job.run(number) for number in range(1, len(job.stages) + 1)]
     specs = table_specs(job.model, job.stages, runs, job.steps)
-    keys = row_keys(specs, config, job.evaluation)
+    keys = row_keys(specs, config, job.evaluation, stage)
     missing = missing_rows(job.out, specs, keys)
     if missing:
         gpus = 1 if job.evaluation.device == "cuda" else 0
         connect().require(cpus=job.options.threads, gpus=gpus)
         console.print(f"Measuring {len(missing)} models")
-        run_rows(job.out, missing, config, job.evaluation, job.options.threads)
+        run_rows(job.out, missing, config, job.evaluation, stage)
     table = write_table(job.out, keys, config, job.evaluation)
     print_table(table["rows"], table["note"], console)

@@ -70,7 +70,23 @@ def columns(config: SamplerConfig) -> dict[str, Any]:
 class Evaluator:
     """A pipeline, real images and an extractor, loaded once for many rows."""
 
-    def __init__(self, pipeline_dir: Path, evaluation: EvaluationConfig) -> None:
+    def __init__(
+        self,
+        pipeline_dir: Path,
+        evaluation: EvaluationConfig,
+        real: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Load all of it.
+
+        Args:
+            pipeline_dir: pipeline or run directory.
+            evaluation: what all rows share.
+            real: images uint8 and labels to compare with, where they are not all of the train
+                split in a local directory.
+
+        Raises:
+            UserError: a part is missing, or they do not fit together.
+        """
         self.evaluation = evaluation
         self.pipeline_dir = model_dir(pipeline_dir)
         self.pipeline = load_pipeline(self.pipeline_dir).to(
@@ -79,7 +95,7 @@ class Evaluator:
         self.model = weights_digest(self.pipeline_dir)
         weights = Path(evaluation.weights)
         self.extractor: Extractor = load_extractor(evaluation.extractor, weights, evaluation.device)
-        images, self.real_labels = load_arrays(Path(evaluation.data), "train")
+        images, self.real_labels = real or load_arrays(Path(evaluation.data), "train")
         self.num_real = len(images)
         side = self.pipeline.tokenizer.config.resolution
         if images.shape[-1] != side:

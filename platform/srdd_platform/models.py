@@ -36,8 +36,8 @@ def ready_models(
     """The models to search: those given, or the preset's, prepared and trained where missing."""
     options = Options(device="cuda" if args.device.startswith("cuda") else "cpu")
     if args.model is not None and args.data is not None:
-        pipeline = load_pipeline(args.model)
-        manifest = check_data(pipeline, args.model, args.data)
+        pipeline, manifest = load_pipeline(args.model), Manifest.load(args.data)
+        check_data(pipeline, args.model, manifest, args.data)
         held_out = manifest.splits["val"].num if "val" in manifest.splits else 0
         if held_out < MIN_IMAGES:
             raise UserError(
@@ -72,19 +72,22 @@ def ready_models(
     return Models(root / "markov", (root / "block_causal",), data, classifier)
 
 
-def check_data(pipeline: Pipeline, model: Path, data: Path, *, classes: bool = True) -> Manifest:
-    """The manifest of images that are a pipeline's own kind.
+def check_data(
+    pipeline: Pipeline, model: Path, manifest: Manifest, data: object, *, classes: bool = True
+) -> None:
+    """Refuse images that are not a pipeline's own kind.
 
     Args:
         pipeline: what draws such images.
         model: what messages call it.
-        data: shard directory.
+        manifest: of the images.
+        data: what messages call them.
         classes: whether there must be as many classes.
 
     Raises:
         UserError: the images have another size, or other classes.
     """
-    manifest, side = Manifest.load(data), pipeline.tokenizer.config.resolution
+    side = pipeline.tokenizer.config.resolution
     if manifest.resolution != side:
         raise UserError(
             f"{model} draws {side} px images, {data} holds {manifest.resolution} px ones"
@@ -94,7 +97,6 @@ def check_data(pipeline: Pipeline, model: Path, data: Path, *, classes: bool = T
             f"{model} knows {len(pipeline.class_names)} classes, {data} holds "
             f"{len(manifest.classes)}"
         )
-    return manifest
 
 
 def _train(jobs: list[Job], what: str, cluster: Cluster, console: Console) -> None:

@@ -20,12 +20,13 @@ from typing import Any
 import ray
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from srdd.config import SamplerConfig
 from srdd.distill import prune_pipeline
 from srdd.pipeline import Pipeline, load_pipeline
 from srdd.train.held_out import reconstruct, tokenizer_quality, transformer_nll
-from srdd_platform.data import Manifest
+from srdd_platform.data import load_images
 from srdd_platform.drawn import GRID_IMAGES, draw_timed
 from srdd_platform.evaluate import EvaluationConfig, Evaluator, weights_digest
 from srdd_platform.fidelity import PROTOCOL
@@ -39,6 +40,7 @@ from srdd_platform.files import (
     write_once,
 )
 from srdd_platform.images import grid_png
+from srdd_platform.jobs import Job
 from srdd_platform.runs import model_dir
 from srdd_platform.validation import held_out_images
 
@@ -104,13 +106,13 @@ def table_specs(
 
 
 def row_keys(
-    specs: Sequence[RowSpec], config: SamplerConfig, evaluation: EvaluationConfig
+    specs: Sequence[RowSpec], config: SamplerConfig, evaluation: EvaluationConfig, job: Job
 ) -> list[str]:
-    """The name of each row: a hash of all that decides it."""
+    """The name of each row: a hash of all that decides it; ``job`` reads the data."""
     weights = evaluation.weights and sha256_file(_weights_file(Path(evaluation.weights)))
     shared = {
         **asdict(evaluation),
-        "data": Manifest.load(Path(evaluation.data)).fingerprint,
+        "data": [job.store().manifest.fingerprint, job.settings.get("skipped")],
         "weights": weights,
         "parameters": config.active(),
         "protocol": PROTOCOL,
@@ -132,14 +134,18 @@ def _weights_file(path: Path) -> Path:
     return model_dir(path) / "model.safetensors" if path.is_dir() else path
 
 
-def held_out(pipeline: Pipeline, data: Path) -> dict[str, float]:
-    """What a pipeline reaches on at most 10,000 held-out images.
+def held_out(pipeline: Pipeline, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """What a pipeline reaches on images that it was not trained on.
+
+    Args:
+        pipeline: on its device.
+        images: uint8 [n, 3, R, R].
+        labels: int64 [n].
 
     Returns:
         Means over images: ``psnr`` in dB and ``ssim`` of the tokenizer's reconstructions, ``nll``
         and ``nll_<scale>`` in nats a code, ``nll_per_image`` in nats; and ``held_out``, the images.
     """
-    images, labels = held_out_images(data)
     codes_nL, decoded = reconstruct(pipeline.tokenizer, images)
     quality = tokenizer_quality(pipeline.tokenizer, images, codes_nL, decoded)
     found = transformer_nll(pipeline.transformer, codes_nL, labels)
@@ -156,15 +162,27 @@ def measure_rows(
     specs: Sequence[tuple[RowSpec, str]],
     config: SamplerConfig,
     evaluation: EvaluationConfig,
-    threads: int,
+    job: Job,
 ) -> None:
     """Measure models one after the other into ``rows/``. Runs in a Ray task.
 
     Without the extractor's weights there is no FID, and few images are drawn.
+
+    Args:
+        run: the distillation's directory.
+        specs: the models, with the keys of their rows.
+        config: the sampler's settings.
+        evaluation: how samples are judged.
+        job: a training on the data, which says how that is read.
     """
     if evaluation.device == "cpu":
-        torch.set_num_threads(threads)
-    judge = Evaluator(Path(specs[0][0].pipeline), evaluation) if evaluation.weights else None
+        torch.set_num_threads(job.threads)
+    images, labels = held_out_images(job)
+    judge = None
+    if evaluation.weights:
+        train = job.dataset("train")
+        with train.store.filling(train.whole_shards):
+            judge = Evaluator(Path(specs[0][0].pipeline), evaluation, load_images(train))
     for spec, key in specs:
         pipeline = load_pipeline(spec.pipeline)
         if spec.pruned:
@@ -183,7 +201,7 @@ def measure_rows(
             "steps": spec.steps,
             "patch_nums": ",".join(map(str, schedule.patch_nums)),
             "codes": schedule.length,
-            **held_out(pipeline, Path(evaluation.data)),
+            **held_out(pipeline, images, labels),
             **(judge.quality(drawn.images, drawn.labels) if judge else {}),
             "extractor": judge.extractor.name if judge else None,
             "n": num,
@@ -204,14 +222,14 @@ def run_rows(
     missing: Sequence[tuple[RowSpec, str]],
     config: SamplerConfig,
     evaluation: EvaluationConfig,
-    threads: int,
+    job: Job,
 ) -> None:
     """Measure the rows given in one task, so that none disturbs another's latency."""
     gpus = 1 if evaluation.device == "cuda" else 0
     task = ray.remote(measure_rows).options(
-        num_cpus=threads, num_gpus=gpus, name="measure stages", max_retries=1
+        num_cpus=job.threads, num_gpus=gpus, name="measure stages", max_retries=1
     )
-    ray.get(task.remote(run, missing, config, evaluation, threads))
+    ray.get(task.remote(run, missing, config, evaluation, job))
 
 
 def write_table(

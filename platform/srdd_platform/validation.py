@@ -12,7 +12,7 @@ from srdd.train.loop import Task
 from srdd.train.tokenizer import TokenizerTask, to_float
 from srdd.train.transformer import TransformerTask
 from srdd_platform.codes import load_codes
-from srdd_platform.data import ShardDataset, load_images
+from srdd_platform.data import load_images
 from srdd_platform.fidelity import Reference, load_extractor
 from srdd_platform.jobs import Job
 from srdd_platform.sweep_args import MIN_IMAGES
@@ -27,7 +27,7 @@ def validate(task: Task, job: Job, device: torch.device) -> dict[str, float]:
     try:
         if isinstance(task, TransformerTask):
             return _transformer(task, Path(job.codes))
-        images, labels = _images(job.dataset("val"))
+        images, labels = held_out_images(job)
         if isinstance(task, TokenizerTask):
             return _tokenizer(task, images, device, job.extractor)
         assert isinstance(task, ClassifierTask)
@@ -40,7 +40,9 @@ def validate(task: Task, job: Job, device: torch.device) -> dict[str, float]:
         task.module.train()
 
 
-def _images(dataset: ShardDataset) -> tuple[Tensor, Tensor]:
+def held_out_images(job: Job) -> tuple[Tensor, Tensor]:
+    """At most 10,000 held-out images of a job, uint8 [n, 3, R, R], and their labels."""
+    dataset = job.dataset("val")
     with dataset.store.filling(dataset.whole_shards):
         return load_images(dataset, MAX_IMAGES)
 

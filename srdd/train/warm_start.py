@@ -19,7 +19,6 @@ class WarmStart:
     unused: tuple[str, ...]  # the other model's, with no place here
 
 
-@torch.no_grad()
 def warm_start(model: ScaleTransformer, source: ScaleTransformer) -> WarmStart:
     """Copy into ``model`` what fits of ``source``.
 
@@ -42,6 +41,17 @@ def warm_start(model: ScaleTransformer, source: ScaleTransformer) -> WarmStart:
         mine, other = getattr(model.config, field), getattr(source.config, field)
         if mine != other:
             raise UserError(f"cannot begin from a model of another {field}: {other}, not {mine}")
+    return copy_weights(model, source)
+
+
+@torch.no_grad()
+def copy_weights(model: ScaleTransformer, source: ScaleTransformer) -> WarmStart:
+    """:func:`warm_start` of models that are known to fit, the quantizer left aside.
+
+    It looks at shapes alone, so the models may lie on the meta device.
+    """
+    own, given = model.state_dict(), source.state_dict()
+    shared = {name for name in own if name.startswith("quantizer.")}
     rows = _rows(model, source)
     taken, new, unused = [], [], []
     for name, tensor in own.items():

@@ -21,10 +21,17 @@ from srdd.presets import Preset, digits
 from srdd.scales import ScaleSchedule
 from srdd_platform import distill as distillation
 from srdd_platform.codes import codes_dir
-from srdd_platform.data import prepare
-from srdd_platform.distill import Distillation, distill, parse_stages, stage_steps
+from srdd_platform.data import open_store, prepare
+from srdd_platform.distill import (
+    Distillation,
+    distill,
+    dry_run_stages,
+    parse_stages,
+    stage_steps,
+)
 from srdd_platform.evaluate import EvaluationConfig
 from srdd_platform.files import read_json
+from srdd_platform.jobs import Job
 from srdd_platform.options import TransformerOptions
 from srdd_platform.ray_session import Session
 from srdd_platform.runs import read_metrics
@@ -75,8 +82,9 @@ def make(parent: Path, digits_shards: Path, classifier_dir: Path) -> Make:
             num=num,
         )
         return Distillation(
-            **{"model": parent, "data": digits_shards, "stages": STAGES, "steps": STEPS, **changed},
-            out=out, options=options, evaluation=evaluation,
+            model=changed.get("model", parent), data=evaluation.data,
+            stages=changed.get("stages", STAGES), steps=changed.get("steps", STEPS),
+            cfg=changed.get("cfg"), out=out, options=options, evaluation=evaluation,
         )  # fmt: skip
 
     return made
@@ -235,8 +243,9 @@ def test_without_weights_there_is_no_fid(parent: Path, digits_shards: Path, tmp_
     )
     config = SamplerConfig()
     specs = [RowSpec(name="pruned 1", order=1, pipeline=str(parent), pruned=(1, 4))]
-    keys = row_keys(specs, config, evaluation)
-    measure_rows(tmp_path, list(zip(specs, keys, strict=True)), config, evaluation, 1)
+    job = Job(kind="transformer", run="", data=str(digits_shards), settings={"data": "digits"})
+    keys = row_keys(specs, config, evaluation, job)
+    measure_rows(tmp_path, list(zip(specs, keys, strict=True)), config, evaluation, job)
     row = read_json(tmp_path / "rows" / f"{keys[0]}.json")
     assert (row["codes"], row["nfe"], row["extractor"], row["n"]) == (17, 2.0, None, 40)
     assert "fid" not in row
@@ -245,11 +254,13 @@ def test_without_weights_there_is_no_fid(parent: Path, digits_shards: Path, tmp_
     assert (tmp_path / "stages.md").read_text().splitlines()[2].split(" | ")[7:9] == ["-", "-"]
     # Another guidance, number or model is another row.
     other = [replace(specs[0], pruned=(1, 3, 4)), replace(specs[0], name="x")]
-    found = {*keys, *row_keys(other, config, evaluation)}
-    found |= {*row_keys(specs, SamplerConfig(cfg=1.0), evaluation)}
-    found |= {*row_keys(specs, config, replace(evaluation, num=60))}
-    assert len(found) == 5
-    assert row_keys(specs, SamplerConfig(cfg_ramp="constant"), evaluation) == keys
+    found = {*keys, *row_keys(other, config, evaluation, job)}
+    found |= {*row_keys(specs, SamplerConfig(cfg=1.0), evaluation, job)}
+    found |= {*row_keys(specs, config, replace(evaluation, num=60), job)}
+    left_out = replace(job, settings={"data": "digits", "skipped": {"val": {"x": 1}}})
+    found |= {*row_keys(specs, config, evaluation, left_out)}
+    assert len(found) == 6
+    assert row_keys(specs, SamplerConfig(cfg_ramp="constant"), evaluation, job) == keys
 
 
 def test_the_rows_of_a_table(tmp_path: Path) -> None:
@@ -275,15 +286,15 @@ def test_codes_of_a_pruned_tokenizer_have_a_key_of_their_own(
     parent: Path, digits_shards: Path, tmp_path: Path
 ) -> None:
     """Its weights are the parent's to the byte."""
-    tokenizer = srdd.load_pipeline(parent).tokenizer
+    tokenizer, store = srdd.load_pipeline(parent).tokenizer, open_store(digits_shards)
     names = {}
     for sides in ((1, 2, 3, 4), (1, 3, 4), (1, 4)):
         save_tokenizer(prune_tokenizer(tokenizer, sides), tmp_path / f"{sides}")
-        names[sides] = codes_dir(digits_shards, tmp_path / f"{sides}").name
+        names[sides] = codes_dir(store, tmp_path / f"{sides}").name
     weights = {(path / "model.safetensors").read_bytes() for path in tmp_path.iterdir()}
     assert len(weights) == 1
     assert len(set(names.values())) == 3
-    assert names[1, 2, 3, 4] == codes_dir(digits_shards, parent / "tokenizer").name
+    assert names[1, 2, 3, 4] == codes_dir(store, parent / "tokenizer").name
 
 
 @pytest.mark.parametrize(
@@ -326,3 +337,15 @@ def test_other_images_and_a_teacher_that_looks_back_are_refused(
     with pytest.raises(UserError, match="is no classifier directory"):
         distill(make(tmp_path / "run", weights=str(tmp_path / "small")), preset, None, Said())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_describes_each_stage_and_writes_nothing(
+    make: Make, preset: Preset, tmp_path: Path
+) -> None:
+    said = Said()
+    dry_run_stages(make(tmp_path / "run", stages=((1, 4),)), preset, said)
+    assert list(tmp_path.iterdir()) == []
+    assert "Stage 1 of 1: 1,4" in said.text
+    assert f"Nothing was written to {tmp_path / 'run' / 'stage_1'}" in said.text
+    assert '"teacher_kl": 0.1' in said.text
+    assert '"parent": [' in said.text
