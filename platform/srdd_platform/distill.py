@@ -215,9 +215,11 @@ def _stage_job(
     job: Distillation, preset: Preset, number: int, tokenizer: Path, source: Path
 ) -> Job:
     """The training of a stage: on codes of ``tokenizer``, begun with the weights of ``source``."""
+    afar = job.options.checkpoints
     options = replace(
         job.options, max_steps=job.steps, init_from=source,
         unconditional=preset.transformer.unconditional,
+        checkpoints=f"{afar.rstrip('/')}/stage_{number}" if afar else None,
     )  # fmt: skip
     return make_job(
         "transformer", preset, job.data, job.run(number), options, tokenizer=tokenizer,
