@@ -46,8 +46,8 @@ from srdd_platform.validation import held_out_images
 
 READ_ME = (
     "Steps count from the parent on; 0 is pruning alone. NLL in nats and PSNR on held-out images. "
-    "Each schedule has codes of its own, so NLL per code does not compare; NLL per image, of that "
-    "row's own codes, does beside the PSNR of what they hold."
+    "Each schedule has codes of its own: between schedules NLL per code does not compare, and NLL "
+    "per image only beside the PSNR of what the codes hold."
 )
 NO_FID = "No FID: give --weights, a classifier run (or --extractor inception and its file)."
 COLUMNS = (
