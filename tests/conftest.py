@@ -15,9 +15,11 @@ from srdd_platform.ray_session import Session, session
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist: tests that share a Ray go to one process, others by file."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For pytest-xdist: tests that share a Ray go to one process, others by file; no slow ones."""
     for item in items:
+        if item.get_closest_marker("slow") and "slow" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="minutes: give -m slow"))
         shared = item.get_closest_marker("ray") is not None
         group = "ray" if shared else item.path.relative_to(ROOT).as_posix()
         item.add_marker(pytest.mark.xdist_group(group))

@@ -10,6 +10,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from srdd.errors import UserError
@@ -104,9 +105,13 @@ def _report_init(job: Job, console: Console) -> None:
 def _run_all(jobs: Sequence[Job], console: Console) -> list[str]:
     """Run Ray Train for each job at once; returns their last checkpoints."""
     task = ray.remote(run_training)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     pending = {
-        task.options(num_cpus=0, name=f"train {title(job)}").remote(job): job for job in jobs
-    }
+        task.options(num_cpus=0, name=f"train {title(job)}", scheduling_strategy=here).remote(
+            job
+        ): job
+        for job in jobs
+    }  # on the driver's node: no other that is lost takes them along
     order = list(pending)
     results: dict[Any, str] = {}
     with bars(jobs, console) as update:

@@ -1,12 +1,15 @@
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.job_submission import JobSubmissionClient
 
 from srdd.errors import UserError
 from srdd_platform import ray_session as module
@@ -201,3 +204,19 @@ def test_another_process_joins_and_leaves_the_cluster_up(ray_session: Session) -
     )
     assert joined.stdout.split() == ["False", "2.0", ray_session.dashboard_url]
     assert ray_session.total["CPU"] == 2
+
+
+@pytest.mark.ray
+def test_a_submitted_job_joins_the_cluster_it_runs_on(ray_session: Session) -> None:
+    code = (
+        "from srdd_platform.ray_session import session\n"
+        "with session() as s: print('found', s.local, s.total['CPU'])"
+    )
+    client = JobSubmissionClient(ray_session.dashboard_url)
+    job = client.submit_job(
+        entrypoint=shlex.join([sys.executable, "-c", code]),
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+    )
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.1)
+    assert "found False 2.0" in client.get_job_logs(job)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from ray import tune
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -28,7 +29,7 @@ from srdd_platform.data import prepare
 from srdd_platform.jobs import make_job
 from srdd_platform.launch import train
 from srdd_platform.options import Options
-from srdd_platform.ray_session import Session
+from srdd_platform.ray_session import Session, session
 from srdd_platform.runs import read_metrics
 from srdd_platform.storage import open_storage
 
@@ -151,13 +152,13 @@ def test_a_killed_driver_changes_nothing(
                     process.send_signal(number)
                     break
                 time.sleep(0.02)
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=600)
             family = process.pid
         if number == signal.SIGKILL:  # nobody is left to end Ray: it does so by itself
             for other in psutil.process_iter():
                 with suppress(psutil.Error):
                     if os.getsid(other.pid) == family:
-                        other.wait(timeout=60)
+                        other.wait(timeout=120)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     ended = drive(10, signal.SIGTERM)
@@ -278,3 +279,29 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
     with pytest.raises(UserError, match=r"not finite at step \d+"):
         train([job], ray_session, quiet())
     assert not (run / "model").exists()
+
+
+def test_a_training_inside_a_tune_trial_has_room_or_says_so(
+    ray_session: Session, preset: Preset, data: Path, tmp_path: Path
+) -> None:
+    """The trial itself holds a part of the cluster while it waits for its training."""
+    job = make_job("classifier", preset, data, tmp_path / "run", Options(max_steps=2))
+    many = make_job("classifier", preset, data, tmp_path / "many", Options(workers=2))
+
+    def trial(config: dict[str, Any]) -> None:
+        with session() as cluster:
+            with pytest.raises(UserError) as refused:
+                train([many], cluster, quiet())
+            train([job], cluster, quiet())
+        tune.report({"refused": str(refused.value)})
+
+    found = tune.Tuner(
+        tune.with_resources(trial, {"CPU": 0.5}),
+        run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0),
+    ).fit()[0]
+    assert found.error is None
+    assert (
+        "needs 2 workers of 1 CPU, but free on the Ray cluster is 1.5 CPUs of 2 CPUs"
+        in (found.metrics["refused"])
+    )
+    assert (tmp_path / "run" / "model").is_dir()
