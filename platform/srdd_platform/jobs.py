@@ -24,6 +24,7 @@ from srdd_platform.data_options import (
 from srdd_platform.files import digest, sha256_file
 from srdd_platform.options import Options, Parallel, TransformerOptions
 from srdd_platform.runs import model_dir, tokenizer_dir
+from srdd_platform.storage import settled
 from srdd_platform.tokenizer_options import tokenizer_settings
 
 Kind = Literal["tokenizer", "transformer", "classifier"]
@@ -183,7 +184,7 @@ def make_job(
         min_workers=options.worker_range[0],
         max_failures=options.max_failures,
         wait_for_resources=options.wait_for_resources,
-        checkpoints=options.checkpoints or "",
+        checkpoints=settled(options.checkpoints or ""),
         keep_checkpoints=options.keep_checkpoints,
         parallel=options.parallel,
         device=options.device,

@@ -28,7 +28,7 @@ from pyarrow import fs
 
 from srdd.errors import UserError
 
-ANSWER_S = 60.0  # for a filesystem that does not answer; clients themselves try for many minutes
+ANSWER_S = 30.0  # for a filesystem that does not answer; clients themselves try for many minutes
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 _SECRET = re.compile(r"key|secret|token|password|signature|sas|credential", re.IGNORECASE)
 T = TypeVar("T")
@@ -149,6 +149,11 @@ class Storage:
         answered(f"cannot clear {self.name}", remove)
 
 
+def settled(location: str) -> str:
+    """A location that means the same in every process: a path becomes absolute."""
+    return location if not location or urlsplit(location).scheme else str(Path(location).resolve())
+
+
 def open_storage(run: str, location: str) -> Storage:
     """The storage of a run's checkpoints.
 
@@ -163,7 +168,7 @@ def open_storage(run: str, location: str) -> Storage:
         return _local(Path(run) / "checkpoints")
     parts = urlsplit(location)
     if not parts.scheme:
-        return _local(Path(location).resolve())
+        return _local(Path(location))
     if has_credentials(location):
         raise UserError(
             "--checkpoints has credentials in it, which would be kept in config.json: give them by "

@@ -21,7 +21,7 @@ from srdd_platform.checkpoints import (
 )
 from srdd_platform.files import read_json, write_json
 from srdd_platform.jobs import Job
-from srdd_platform.storage import SNAPSHOT, Storage, answered, open_storage
+from srdd_platform.storage import SNAPSHOT, Storage, answered, open_storage, settled
 
 
 def a_job(run: Path, checkpoints: str = "", steps: int = 9) -> Job:
@@ -130,6 +130,14 @@ def test_a_location_with_a_password_or_of_an_unknown_kind_is_refused(
     with pytest.raises(UserError, match=why) as caught:
         open_storage("run", location)
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_path_is_the_same_wherever_a_worker_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert settled("kept") == str(tmp_path / "kept")
+    assert [settled(place) for place in ("", "s3://a/b")] == ["", "s3://a/b"]
 
 
 def test_a_filesystem_that_does_not_answer_is_given_up() -> None:
