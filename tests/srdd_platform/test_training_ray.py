@@ -291,8 +291,8 @@ def test_a_training_inside_a_tune_trial_has_room_or_says_so(
     def trial(config: dict[str, Any]) -> None:
         with session() as cluster:
             with pytest.raises(UserError) as refused:
-                train([many], cluster, quiet())
-            train([job], cluster, quiet())
+                train([many], cluster, Console(file=io.StringIO()))
+            train([job], cluster, Console(file=io.StringIO()))
         tune.report({"refused": str(refused.value)})
 
     found = tune.Tuner(
