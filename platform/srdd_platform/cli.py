@@ -271,6 +271,12 @@ def guarded(action: Callable[[], None]) -> None:
         _fail(str(error))
     except BrokenPipeError:
         os._exit(1)
+    except (MemoryError, RuntimeError) as error:
+        from srdd_platform.out_of_memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _fail("out of memory: ask for less at once (--batch-size), or use a device with more")
     except OSError as error:
         if error.errno in _OUT_OF_SPACE:
             _fail(f"no space left to write {error.filename or 'a file'}: nothing was half-written")

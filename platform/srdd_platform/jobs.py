@@ -23,7 +23,7 @@ from srdd_platform.data_options import (
 )
 from srdd_platform.files import digest, sha256_file
 from srdd_platform.options import Options, Parallel, TransformerOptions
-from srdd_platform.runs import model_dir, tokenizer_dir
+from srdd_platform.runs import decisive, model_dir, tokenizer_dir
 from srdd_platform.storage import settled
 from srdd_platform.tokenizer_options import tokenizer_settings
 
@@ -96,7 +96,7 @@ class Job:
     @property
     def config_hash(self) -> str:
         """Names the settings; a checkpoint carries it."""
-        return digest({"kind": self.kind, **self.settings})
+        return digest({"kind": self.kind, **decisive(self.settings)})
 
 
 def make_job(

@@ -62,6 +62,20 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old} -> {new}"]
 
 
+# Settings of memory alone: blocks again in the backward pass change nothing, a batch in parts
+# changes a result by rounding, as another number of workers does. As they are by default:
+_OF_MEMORY = {"accumulate": 1, "recompute": False}
+
+
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those that decide no result as they are by default."""
+    optim = settings.get("optim")
+    if not isinstance(optim, dict):
+        return settings
+    plain = {name: value for name, value in _OF_MEMORY.items() if name in optim}
+    return {**settings, "optim": {**optim, **plain}}
+
+
 def refuse_foreign(directory: Path) -> None:
     """Refuse what is no place for a run.
 
@@ -86,7 +100,8 @@ def open_run(
     Args:
         directory: the run directory.
         kind: what runs in it, e.g. "train tokenizer".
-        settings: what decides the result; a change is refused with the difference.
+        settings: what decides the result; a change is refused with the difference, but for
+            :func:`decisive`'s exceptions.
         runtime: what does not (workers, device, paths, intervals).
 
     Raises:
@@ -116,15 +131,14 @@ def _claim(directory: Path, kind: str, settings: dict[str, Any], runtime: dict[s
             raise UserError(f"{path} is no configuration of a run: give another directory")
         if before.get("kind") != kind:
             raise UserError(f"{directory} holds a run of `{before.get('kind')}`, not of `{kind}`")
-        changed = differences(before["settings"], settings)
+        changed = differences(decisive(before["settings"]), decisive(settings))
         if changed:
             raise UserError(
                 f"{directory} holds a run with other settings ({'; '.join(changed[:6])}): "
                 "give another directory or the old settings"
             )
-        if before["runtime"] == runtime:
-            return
-        write_json(path, {**before, "runtime": runtime})
+        if (before["settings"], before["runtime"]) != (settings, runtime):
+            write_json(path, {**before, "settings": settings, "runtime": runtime})
         return
     write_json(
         path, {"kind": kind, "code": code_version(), "settings": settings, "runtime": runtime}

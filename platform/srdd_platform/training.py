@@ -37,6 +37,7 @@ from srdd_platform.data import load_images
 from srdd_platform.files import write_json
 from srdd_platform.jobs import Job
 from srdd_platform.meter import Watch
+from srdd_platform.out_of_memory import tells_of_memory
 from srdd_platform.parallel import make_workers
 from srdd_platform.patience import Patience
 from srdd_platform.ray_session import environment
@@ -53,6 +54,7 @@ RESIZE_S = 30.0  # between looks at whether an elastic training may grow
 POLL_S = 0.5  # between looks at the workers: a lost one is seen, a checkpoint registered
 
 
+@tells_of_memory
 def worker(config: dict[str, Any]) -> str | None:
     """What each Ray Train worker runs. ``config`` is a :class:`Job` as a dict.
 

@@ -1,17 +1,21 @@
-"""What a real training on Ray tells while it runs: files, TensorBoard, Prometheus."""
+"""What a real training on Ray tells: files, TensorBoard, Prometheus, and that memory ran out."""
 
 import io
 import re
+import resource
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import ray
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from srdd.errors import UserError
 from srdd.presets import digits
 from srdd_platform.jobs import make_job
 from srdd_platform.launch import train
@@ -92,3 +96,70 @@ def test_a_killed_training_is_told_of_once_in_every_place(
     assert re.search(
         r"step 40/40, loss \d\.\d{3}, .* images/s, MFU .*%, 0:00:00 left", out.getvalue()
     )
+
+
+class Squeezer:
+    """Takes the address space of a run's worker away, once it has logged a step."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        self.run, self.step = run, step
+        self.squeezed = 0
+        self.refused = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            lines = read_metrics(self.run)
+            if lines and lines[-1]["step"] >= self.step:
+                break
+        for process in psutil.Process().children(recursive=True):  # another Ray is not ours
+            try:
+                if "RayTrainWorker" in " ".join(process.cmdline() or [process.name()]):
+                    # Less than it has: what is there may be used, a further tensor finds no room.
+                    room = process.memory_info().vms - 200 * 2**20
+                    resource.prlimit(process.pid, resource.RLIMIT_AS, (room, room))
+                    self.squeezed += 1
+            except psutil.Error:
+                continue
+            except PermissionError as error:
+                self.refused = str(error)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=60)
+
+
+def test_out_of_memory_is_told_with_what_to_try_and_the_run_goes_on_in_smaller_parts(
+    ray_session: Session, digits_shards: Path, tmp_path: Path
+) -> None:
+    run, steps = tmp_path / "tokenizer", 5
+    run.mkdir()
+    preset = digits()
+    # Its tensors are larger than 32 MiB: each is asked for from the system.
+    preset = replace(preset, tokenizer=replace(preset.tokenizer, ch=32, ch_mult=(1, 1, 1)))
+    options = Options(max_steps=steps, checkpoint_every=1, batch_size=1200)
+    job = replace(make_job("tokenizer", preset, digits_shards, run, options), log_every=1)
+    squeezer = Squeezer(run, 1)
+    try:
+        with pytest.raises(UserError) as told:
+            train([job], ray_session, Console(file=io.StringIO()))
+    finally:
+        squeezer.close()
+    if squeezer.refused:
+        pytest.skip(f"prlimit: {squeezer.refused}")
+    assert squeezer.squeezed == 1
+    assert re.search(
+        r"out of memory with 1200 images at once in each worker: go on with --accumulate 2 "
+        r"\(600 at once, the same model\).*the last checkpoint is kept",
+        str(told.value),
+    )
+    assert not (run / "model").exists()
+    done = len(read_metrics(run))
+    assert 1 <= done < steps
+
+    smaller = make_job("tokenizer", preset, digits_shards, run, replace(options, accumulate=8))
+    train([replace(smaller, log_every=1)], ray_session, Console(file=io.StringIO()))
+    assert (run / "model").is_dir()
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, steps + 1))
