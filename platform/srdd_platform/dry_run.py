@@ -14,13 +14,13 @@ from srdd.train.memory import Memory
 from srdd_platform.estimate import (
     UPDATES,
     free_memory,
-    images_at_once,
     measure,
     parameter_counts,
     worker_memory,
     worker_share,
 )
 from srdd_platform.jobs import Job
+from srdd_platform.out_of_memory import images_at_once, remedy
 from srdd_platform.peaks import Peak, device_peak
 from srdd_platform.tasks import blank_task
 
@@ -55,13 +55,17 @@ def _parameters(job: Job) -> list[str]:
 
 
 def _memory(job: Job, memory: Memory) -> list[str]:
-    at_once = f"{images_at_once(job)} images at once"
+    at_once = f"{images_at_once(job, job.workers)} images at once"
     parts = {field.name: getattr(memory, field.name) for field in fields(memory)}
-    return [
+    lines = [
         f"Memory of each worker, counted, with {at_once}: {_size(memory.total)}",
         *(f"  {name:<18}{_size(value):>15}" for name, value in parts.items() if value),
         "  On top come the libraries, and the kernels' own buffers.",
     ]
+    free = free_memory(torch.device(job.device))
+    if free is not None and free < memory.total:
+        lines.append(f"  Free here: {_size(free)}: {remedy(job, job.workers)}.")
+    return lines
 
 
 def _time(job: Job, memory: Memory) -> list[str]:
@@ -102,9 +106,11 @@ def _time(job: Job, memory: Memory) -> list[str]:
     ]
 
 
-def _affordable(job: Job, memory: Memory, flops: int, peak: Peak | None, free: int) -> int:
+def _affordable(job: Job, memory: Memory, flops: int, peak: Peak | None, free: int | None) -> int:
     """How many images a worker's measured updates may have: its share, fewer, or none."""
-    share, at_once = worker_share(job), images_at_once(job)
+    if free is None:
+        return 0
+    share, at_once = worker_share(job), images_at_once(job, job.workers)
     fixed = memory.total - memory.activations
     room = free / ROOM - fixed
     if room < memory.activations:  # parts of a batch stay as large as they are, or are alone

@@ -38,11 +38,6 @@ def worker_share(job: Job) -> int:
     return math.ceil(int(job.settings["optim"]["batch_size"]) / job.workers)
 
 
-def images_at_once(job: Job) -> int:
-    """The most images whose activations a worker holds at once."""
-    return math.ceil(worker_share(job) / int(job.settings["optim"]["accumulate"]))
-
-
 def parameter_counts(task: Task) -> dict[str, tuple[int, int]]:
     """Numbers of trained and of frozen parameters by part; a loss's helpers are parts."""
     counts: dict[str, tuple[int, int]] = {}
@@ -110,8 +105,10 @@ def measure(job: Job, images: int) -> Pace:
     return Pace(images=images, images_per_s=found[0])
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a device has free now."""
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device has free now; None where there is no such device."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return None
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)

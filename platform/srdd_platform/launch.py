@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
@@ -20,6 +20,7 @@ from srdd_platform.data_options import left_out
 from srdd_platform.extend import extended, is_finished
 from srdd_platform.finish import finish
 from srdd_platform.jobs import Job, title
+from srdd_platform.out_of_memory import advice, killed_for_memory
 from srdd_platform.patience import NoWorkersError
 from srdd_platform.progress import bars
 from srdd_platform.ray_session import Session
@@ -122,23 +123,25 @@ def _run_all(jobs: Sequence[Job], console: Console) -> list[str]:
                 job = pending.pop(ref)
                 try:
                     results[ref] = ray.get(ref)
-                except RayTaskError as error:
+                except (RayTaskError, OutOfMemoryError) as error:
                     raise _explain(job, error) from error
     return [results[ref] for ref in order]
 
 
-def _explain(job: Job, error: RayTaskError) -> Exception:
+def _explain(job: Job, error: RayTaskError | OutOfMemoryError) -> Exception:
     """The error a person can act on, or the original one."""
     if why := failure(Path(job.run)):
         return UserError(why)
-    cause: Exception | None = error.cause
+    cause: Exception | None = getattr(error, "cause", None)
     if isinstance(cause, UserError):
         return cause
-    for inner in _causes(cause):
+    for inner in (error, *_causes(cause)):
+        if killed_for_memory(inner):
+            return UserError(f"{job.run}: a node ran {advice(job, job.workers)}")
         if isinstance(inner, NoWorkersError | WorkerGroupStartupTimeoutError):
             text = str(inner).splitlines()[0]
             return UserError(f"{job.run}: {text}")
-        if isinstance(inner, OSError) or "MemoryError" in type(inner).__name__:
+        if isinstance(inner, OSError):
             return UserError(f"{job.run}: {inner}")
     if cause is not None and lost_workers(cause):
         return UserError(

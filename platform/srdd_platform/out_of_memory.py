@@ -10,9 +10,8 @@ from typing import Any
 import ray.train
 import torch
 
-from srdd_platform.files import write_json
+from srdd_platform.files import read_json, write_json
 from srdd_platform.jobs import Job
-from srdd_platform.runs import failure
 
 Worker = Callable[[dict[str, Any]], str | None]
 
@@ -53,25 +52,33 @@ def advice(job: Job, world: int) -> str:
         job: the training.
         world: how many workers shared its batch.
     """
+    at_once = images_at_once(job, world)
+    images = f"{at_once} image{'s' * (at_once != 1)} at once"
+    tried = remedy(job, world)
+    return f"out of memory with {images} in each worker: {tried}; the last checkpoint is kept"
+
+
+def remedy(job: Job, world: int) -> str:
+    """What makes a training take less memory: the same model where that can be."""
     optim = job.settings["optim"]
     size, parts = int(optim["batch_size"]), int(optim["accumulate"])
-    share = math.ceil(size / world)
-    at_once = math.ceil(share / parts)
-    images = f"{at_once} image{'s' * (at_once != 1)} at once"
-    told = f"out of memory with {images} in each worker"
-    if at_once > 1:
-        fewer = math.ceil(share / (2 * parts))
-        told += (
-            f": go on with --accumulate {2 * parts} ({fewer} at once, the same model), or begin "
-            f"anew with --batch-size {max(1, size // 2)} or less"
+    if images_at_once(job, world) > 1:
+        fewer = math.ceil(math.ceil(size / world) / (2 * parts))
+        return (
+            f"give --accumulate {2 * parts} ({fewer} at once, the same model) or more, or begin "
+            f"with --batch-size {max(1, size // 2)} or less"
         )
-    elif job.kind == "transformer" and not optim["recompute"]:
-        told += ": go on with --recompute (blocks again in the backward pass, the same model)"
-    elif job.kind == "transformer" and job.parallel == "ddp":
-        told += ": go on with --parallel fsdp and more workers, or train a smaller model"
-    else:
-        told += ": train a smaller model, or on a device with more memory"
-    return f"{told}; the last checkpoint is kept"
+    if job.kind == "transformer" and not optim["recompute"]:
+        return "give --recompute (blocks again in the backward pass, the same model)"
+    if job.kind == "transformer" and job.parallel == "ddp":
+        return "give --parallel fsdp and more workers, or train a smaller model"
+    return "train a smaller model, or on a device with more memory"
+
+
+def images_at_once(job: Job, world: int) -> int:
+    """The most images whose activations a worker holds at once."""
+    optim = job.settings["optim"]
+    return math.ceil(math.ceil(int(optim["batch_size"]) / world) / int(optim["accumulate"]))
 
 
 def tells_of_memory(worker: Worker) -> Worker:
@@ -84,8 +91,9 @@ def tells_of_memory(worker: Worker) -> Worker:
     @functools.wraps(worker)
     def told(config: dict[str, Any]) -> str | None:
         job = Job(**config)
-        if why := failure(Path(job.run)):
-            return why
+        path = Path(job.run) / "failure.json"
+        if path.exists():
+            return str(read_json(path)["error"])
         try:
             return worker(config)
         except Exception as error:
@@ -94,7 +102,7 @@ def tells_of_memory(worker: Worker) -> Worker:
             world = ray.train.get_context().get_world_size()
             why = advice(job, world)
             with suppress(OSError):
-                write_json(Path(job.run) / "failure.json", {"error": why})
+                write_json(path, {"error": why})
             if world > 1:
                 raise
             return why

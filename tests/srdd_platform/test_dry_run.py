@@ -221,4 +221,6 @@ def test_updates_are_tried_with_as_many_images_as_fit(
     assert images(1e12, flops=10**8) == 20  # 3 updates in 30 s at 0.2 GFLOPS
     assert images(1e12, flops=10**10) == 0
     monkeypatch.setattr(module, "free_memory", lambda device: 0)
-    assert "No estimate: one image's updates fit neither" in said(job, tmp_path)
+    text = said(job, tmp_path)
+    assert "Free here: 0 B: give --accumulate 2 (32 at once, the same model)" in text
+    assert "No estimate: one image's updates fit neither" in text
