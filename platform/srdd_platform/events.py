@@ -76,7 +76,7 @@ class Events:
         self.update()
         path = self.run / "validation.json"
         if path.exists():
-            found = {f"val_{name}": value for name, value in read_json(path).items()}
+            found = {f"val_{name}": v for name, v in read_json(path).items() if name != "n"}
             self._scalars({"step": last_step, **found})
         self._writer.close()
         for follower in (self._throughput, self._metrics):

@@ -56,7 +56,7 @@ def test_a_run_that_goes_back_leaves_no_stale_point_and_none_twice(tmp_path: Pat
     again = Events(tmp_path)  # the launcher was lost as well; the run is resumed from step 20
     cut_metrics(tmp_path, 20)
     log(tmp_path, 30, 6.0)
-    write_json(tmp_path / "validation.json", {"psnr": 21.0, "usage_1x1": 0.5})
+    write_json(tmp_path / "validation.json", {"n": 360, "psnr": 21.0, "usage_1x1": 0.5})
     again.close(30)
     found = read(tmp_path)
     assert points(found, "train/loss") == [(10, 1.0), (20, 5.0), (30, 6.0)]
@@ -64,6 +64,7 @@ def test_a_run_that_goes_back_leaves_no_stale_point_and_none_twice(tmp_path: Pat
     assert points(found, "throughput/images_per_s") == [(10, 7.0), (20, 7.0), (30, 7.0)]
     assert points(found, "val/psnr") == [(30, 21.0)]
     assert points(found, "val_usage/1x1") == [(30, 0.5)]
+    assert "val/n" not in found.Tags()["scalars"]
 
 
 def test_grids_are_shown_at_their_steps_once(tmp_path: Path) -> None:
