@@ -135,9 +135,9 @@ def _explain(job: Job, error: RayTaskError | OutOfMemoryError) -> Exception:
     cause: Exception | None = getattr(error, "cause", None)
     if isinstance(cause, UserError):
         return cause
-    for inner in (error, *_causes(cause)):
-        if killed_for_memory(inner):
-            return UserError(f"{job.run}: a node ran {advice(job, job.workers)}")
+    if any(killed_for_memory(inner) for inner in (error, *_causes(cause))):
+        return UserError(f"{job.run}: a node ran {advice(job, job.workers)}")
+    for inner in _causes(cause):
         if isinstance(inner, NoWorkersError | WorkerGroupStartupTimeoutError):
             text = str(inner).splitlines()[0]
             return UserError(f"{job.run}: {text}")
