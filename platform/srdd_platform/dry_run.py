@@ -55,7 +55,7 @@ def _parameters(job: Job) -> list[str]:
 
 
 def _memory(job: Job, memory: Memory) -> list[str]:
-    at_once = f"{images_at_once(job, job.workers)} images at once"
+    at_once = f"{images_at_once(job, job.fewest)} images at once"
     parts = {field.name: getattr(memory, field.name) for field in fields(memory)}
     lines = [
         f"Memory of each worker, counted, with {at_once}: {_size(memory.total)}",
@@ -64,7 +64,7 @@ def _memory(job: Job, memory: Memory) -> list[str]:
     ]
     free = free_memory(torch.device(job.device))
     if free is not None and free < memory.total:
-        lines.append(f"  Free here: {_size(free)}: {remedy(job, job.workers)}.")
+        lines.append(f"  Free here: {_size(free)}: {remedy(job, job.fewest)}.")
     return lines
 
 
@@ -110,7 +110,7 @@ def _affordable(job: Job, memory: Memory, flops: int, peak: Peak | None, free: i
     """How many images a worker's measured updates may have: its share, fewer, or none."""
     if free is None:
         return 0
-    share, at_once = worker_share(job), images_at_once(job, job.workers)
+    share, at_once = worker_share(job), images_at_once(job, job.fewest)
     fixed = memory.total - memory.activations
     room = free / ROOM - fixed
     if room < memory.activations:  # parts of a batch stay as large as they are, or are alone

@@ -34,8 +34,8 @@ class Pace:
 
 
 def worker_share(job: Job) -> int:
-    """The most images of a global batch that a worker has."""
-    return math.ceil(int(job.settings["optim"]["batch_size"]) / job.workers)
+    """The most images of a global batch that a worker has: with the fewest workers."""
+    return math.ceil(int(job.settings["optim"]["batch_size"]) / job.fewest)
 
 
 def parameter_counts(task: Task) -> dict[str, tuple[int, int]]:
@@ -60,14 +60,14 @@ def worker_memory(job: Job) -> Memory:
     optim = from_dict(OptimConfig, job.settings["optim"], "optim")
     task = blank_task(job)
     memory = count_memory(task, _inputs(job, task, worker_share(job)), optim, job.steps)
-    if job.workers == 1:
+    if job.fewest == 1:
         return memory
     if job.parallel == "ddp":  # its buckets are a copy of the gradients
         return replace(memory, sharing=memory.gradients)
     assert isinstance(task, TransformerTask)
     unit = sum(weight.nbytes for weight in task.model.layers[0].parameters())
     split = ("weights", "gradients", "moments", "average")
-    parts = {name: math.ceil(getattr(memory, name) / job.workers) for name in split}
+    parts = {name: math.ceil(getattr(memory, name) / job.fewest) for name in split}
     return replace(memory, **parts, sharing=2 * unit)  # one block whole, and its gradients
 
 

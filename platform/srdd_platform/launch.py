@@ -136,7 +136,7 @@ def _explain(job: Job, error: RayTaskError | OutOfMemoryError) -> Exception:
     if isinstance(cause, UserError):
         return cause
     if any(killed_for_memory(inner) for inner in (error, *_causes(cause))):
-        return UserError(f"{job.run}: a node ran {advice(job, job.workers)}")
+        return UserError(f"{job.run}: a node ran {advice(job, job.fewest)}")
     for inner in _causes(cause):
         if isinstance(inner, NoWorkersError | WorkerGroupStartupTimeoutError):
             text = str(inner).splitlines()[0]

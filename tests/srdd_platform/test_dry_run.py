@@ -119,6 +119,7 @@ def test_memory_is_shared_by_workers_and_saved_by_parts_and_by_computing_again(
     sharded = memory(optim, workers=2, parallel="fsdp")
     assert sharded.moments == one.moments / 2
     assert sharded.activations == two.activations
+    assert memory(optim, workers=4, min_workers=2) == two  # as few as there may be
 
 
 _PEAK = """
