@@ -71,6 +71,10 @@ def cifar10() -> Preset:
         srdd train transformer --preset cifar10 --data data/cifar10 --tokenizer runs/tokenizer \
                                --mask markov --depth 5 --out runs/markov
 
+    On one CPU thread (docs/training.md): the tokenizer in 42 min, 25.9 dB and 83 to 100 % of the
+    codes in use from 2x2 on; the transformer in 39 min, 4.91 nats a code on the test images, where
+    the codes' frequencies have 5.94.
+
     The tokenizer has 1.0 M weights and takes 1.3 GFLOP an image, forward and backward; the
     transformer, by ``--depth``: 5: 9.7 M and 5.1 GFLOP, 6: 16.5 M and 8.6, 7: 26.0 M and 13.6,
     8: 38.7 M and 20.2 (markov; block_causal takes 1 to 2 % more). Without Ray, from one file:

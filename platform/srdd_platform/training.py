@@ -45,7 +45,7 @@ from srdd_platform.room import Need
 from srdd_platform.runs import failure
 from srdd_platform.storage import open_storage
 from srdd_platform.tasks import begin_from, build_task
-from srdd_platform.validation import validate
+from srdd_platform.validation import baseline, validate
 
 SEED_IMAGES = 256  # whose latents seed the codebook
 STARTS = 4  # times that workers are started before a training gives up for lack of room
@@ -147,7 +147,7 @@ def _train(job: Job) -> None:
     with ema.applied():
         whole = reduce.assembled(task)
         if reduce.rank == 0:
-            found = validate(whole, job, device)
+            found = {**validate(whole, job, device), **baseline(whole, job)}
             watch.grid(job.steps, whole)
     if reduce.rank == 0:
         write_json(run / "validation.json", found)

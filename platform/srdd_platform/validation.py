@@ -7,11 +7,17 @@ import torch
 from torch import Tensor
 
 from srdd.train.classifier import ClassifierTask
-from srdd.train.held_out import BATCH, reconstruct, tokenizer_quality, transformer_nll
+from srdd.train.held_out import (
+    BATCH,
+    reconstruct,
+    tokenizer_quality,
+    transformer_nll,
+    unigram_entropy,
+)
 from srdd.train.loop import Task
 from srdd.train.tokenizer import TokenizerTask, to_float
 from srdd.train.transformer import TransformerTask
-from srdd_platform.codes import load_codes
+from srdd_platform.codes import load_codes, load_views
 from srdd_platform.data import load_images
 from srdd_platform.fidelity import Reference, load_extractor
 from srdd_platform.jobs import Job
@@ -38,6 +44,14 @@ def validate(task: Task, job: Job, device: torch.device) -> dict[str, float]:
         return {"n": len(images), "accuracy": float(torch.cat(hits).mean())}
     finally:
         task.module.train()
+
+
+def baseline(task: Task, job: Job) -> dict[str, float]:
+    """What a transformer's loss must lie below: the entropy of the train codes' frequencies."""
+    if not isinstance(task, TransformerTask):
+        return {}
+    codes_nVL, _ = load_views(Path(job.codes), "train")
+    return unigram_entropy(codes_nVL[:, 0], task.model.schedule, task.model.config.vocab_size)
 
 
 def held_out_images(job: Job) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import srdd
 from srdd.errors import UserError
 from srdd.presets import Preset, digits
-from srdd_platform.codes import encode
+from srdd_platform.codes import encode, load_codes
 from srdd_platform.extend import extends, is_finished
 from srdd_platform.jobs import Job, make_job
 from srdd_platform.launch import train
@@ -98,7 +98,7 @@ def final_state(run: Path, step: int) -> dict[str, Any]:
     return state
 
 
-def test_the_model_holds_the_averages_and_is_validated_with_them(whole: Path) -> None:
+def test_the_model_holds_the_averages_and_is_validated_with_them(make: Make, whole: Path) -> None:
     state, model = final_state(whole, STEPS), weights(whole)
     head = "head.weight"
     assert torch.equal(model[head], state["ema"][f"model.{head}"])
@@ -112,6 +112,11 @@ def test_the_model_holds_the_averages_and_is_validated_with_them(whole: Path) ->
     assert {f"nll_{side}x{side}" for side in pipeline.transformer.schedule.patch_nums} < (
         validation.keys()
     )
+    codes_nL, _ = load_codes(Path(make(whole).codes), "train")
+    used = torch.bincount(codes_nL.long().flatten()).double()
+    entropy = float(-(used / used.sum()).xlogy(used / used.sum()).sum())
+    assert validation["entropy"] == pytest.approx(entropy)  # beside it, of the train codes
+    assert "entropy_4x4" in validation
     optim = json.loads((whole / "config.json").read_text())["settings"]["optim"]
     assert (optim["ema"], optim["accumulate"], optim["lr_batch"]) == (0.8, 2, 64)
 
