@@ -34,6 +34,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Session]:
     """The one local Ray of the test run, two CPUs; its start is tried again on a slow machine."""
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # trainings here are short
     with session(num_cpus=2) as cluster:
         yield cluster
 

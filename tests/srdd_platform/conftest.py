@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
+import httpx
 import psutil
 import pytest
 import torch
@@ -151,6 +152,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
+    httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()  # others' buckets
     boto3.client("s3").create_bucket(Bucket="models")
     yield "s3://models"
     server.stop()
