@@ -97,10 +97,11 @@ def _report_init(job: Job, console: Console) -> None:
     with torch.random.fork_rng(devices=[]):
         found = begin_from(build_task(job), Path(job.init_from))
     note(Path(job.run), "init", to_dict(found))
-    console.print(f"{title(job)} begins with {len(found.taken)} tensors of {job.init_from}")
+    taken = f"{title(job)} begins with {len(found.taken)} tensors of {job.init_from}"
+    console.print(taken, soft_wrap=True)
     for what, names in (("new", found.new), ("unused", found.unused)):
         if names:
-            console.print(f"  {what}: {', '.join(names)}")
+            console.print(f"  {what}: {', '.join(names)}", soft_wrap=True)
 
 
 def _run_all(jobs: Sequence[Job], console: Console) -> list[str]:

@@ -128,7 +128,8 @@ def bars(jobs: Sequence[Job], console: Console) -> Iterator[Callable[[], None]]:
             every = max(1, job.steps // LINES)
             if view.step // every != step // every or now - when > SILENCE_S:
                 said[i] = (view.step, now)
-                console.print(f"  {title(job)}: step {view.step}/{job.steps}, {view.note()}")
+                line = f"  {title(job)}: step {view.step}/{job.steps}, {view.note()}"
+                console.print(line, soft_wrap=True)
 
     try:
         with progress:
