@@ -58,7 +58,7 @@ def weights(run: Path) -> dict[str, object]:
 def test_a_training_goes_on_without_what_is_damaged(
     ray_session: Session, damaged: Path, tmp_path: Path
 ) -> None:
-    """The same from a directory and from a URI, by one worker and by two; named and counted."""
+    """The same from a directory and from a URI; named and counted, and kept in the settings."""
     here, afar = tmp_path / "here", tmp_path / "afar"
     printed = io.StringIO()
     train([classifier(damaged, here)], ray_session, Console(file=printed))
