@@ -1,6 +1,7 @@
 """An elastic training on a cluster whose nodes come and go; a cluster of its own, so slow."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from srdd_platform.options import Options
 from srdd_platform.ray_session import session
 
 data, run = map(Path, sys.argv[1:])
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 first = cluster.add_node(num_cpus=1)
 worlds = []
 
@@ -63,6 +64,7 @@ def test_nodes_come_and_go(digits_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(digits_shards), str(run)],
+        env={**os.environ, "RAY_raylet_start_wait_time_s": "120"},
         capture_output=True, text=True, check=False, timeout=580,
     )  # fmt: skip
     assert "done" in done.stdout, done.stderr[-2000:]
