@@ -216,10 +216,22 @@ def test_a_submitted_job_joins_the_cluster_it_runs_on(ray_session: Session) -> N
         "with session() as s: print('found', s.local, s.total['CPU'])"
     )
     client = JobSubmissionClient(ray_session.dashboard_url)
-    job = client.submit_job(
-        entrypoint=shlex.join([sys.executable, "-c", code]),
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
-    )
+
+    def submit() -> str:
+        return client.submit_job(
+            entrypoint=shlex.join([sys.executable, "-c", code]),
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+        )
+
+    job = ""
+    last = time.monotonic() + 180
+    while not job:
+        try:
+            job = submit()
+        except RuntimeError as error:  # a node's agent may come up after the node
+            if "No available agent" not in str(error) or time.monotonic() > last:
+                raise
+            time.sleep(0.5)
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.1)
     assert "found False 2.0" in client.get_job_logs(job)
