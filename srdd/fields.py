@@ -14,7 +14,7 @@ SPARSE = {"sparse": True}  # metadata of a field that JSON holds only where it i
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise a :class:`UserError` that names the field and what it may be."""
     if not condition:
-        raise UserError(f"{field} must be {allowed}, got {value!r}")
+        raise UserError(f"{field} must be {allowed}, got {value!r}", field=field)
 
 
 def settle(config: Any) -> None:
@@ -49,7 +49,7 @@ def from_dict(kind: type[C], values: Any, where: str = "") -> C:
     try:
         return kind(**values)
     except UserError as error:
-        raise UserError(f"{prefix}{error}") from None
+        raise (UserError(f"{prefix}{error}") if prefix else error) from None
     except TypeError as error:  # a field without a default is missing
         raise UserError(f"{prefix}{str(error).rsplit('()', 1)[-1].strip()}") from None
 

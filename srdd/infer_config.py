@@ -78,7 +78,10 @@ def infer_transformer(
     if l2_norm:
         heads = _shape(mapped, "blocks.0.attn.log_scale", 3)[0]
         if num_heads not in (None, heads):
-            raise UserError(f"num_heads {num_heads}: scale_mul_1H11 is there for {heads} heads")
+            raise UserError(
+                f"num_heads {num_heads}: scale_mul_1H11 is there for {heads} heads",
+                field="num_heads",
+            )
     else:
         heads = depth if num_heads is None else num_heads
         if num_heads is None and width % depth:
@@ -131,11 +134,13 @@ def settle_patch_nums(
     if total != length or len(patch_nums) != num_scales:
         raise UserError(
             f"patch_nums {_text(patch_nums)} make {total} codes in {len(patch_nums)} scales, the "
-            f"transformer has L = {length} in {num_scales}{hint}"
+            f"transformer has L = {length} in {num_scales}{hint}",
+            field="patch_nums",
         )
     if told and told != patch_nums:
         raise UserError(
-            f"patch_nums {_text(patch_nums)}: the file's lvl_1L says {_text(told)}; give those"
+            f"patch_nums {_text(patch_nums)}: the file's lvl_1L says {_text(told)}; give those",
+            field="patch_nums",
         )
     return patch_nums
 

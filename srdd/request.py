@@ -35,13 +35,16 @@ def visited(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
     """
     if config.top_k > model.config.vocab_size:
         raise UserError(
-            f"top_k {config.top_k} exceeds the vocabulary of {model.config.vocab_size} codes"
+            f"top_k {config.top_k} exceeds the vocabulary of {model.config.vocab_size} codes",
+            field="top_k",
         )
     if config.patch_nums is None:
         return model.schedule
     schedule, first = model.schedule.prune(config.patch_nums), model.schedule.patch_nums[0]
     if schedule.patch_nums[0] != first:
-        raise UserError(f"patch_nums must begin at scale {first}, the start token's")
+        raise UserError(
+            f"patch_nums must begin at scale {first}, the start token's", field="patch_nums"
+        )
     return schedule
 
 
@@ -52,7 +55,7 @@ def check_fits(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
         UserError: a scale is unknown, top_k too large, or there is nothing to guide.
     """
     if model.config.unconditional and config.cfg > 0:
-        raise UserError("an unconditional model has no guidance: set cfg to 0")
+        raise UserError("cfg must be 0: an unconditional model has nothing to guide", field="cfg")
     return visited(model, config)
 
 

@@ -26,7 +26,8 @@ class ScaleSchedule:
         _check_known(self.patch_nums, self.parent)
         if self.patch_nums[-1] != self.parent[-1]:
             raise UserError(
-                f"patch_nums {list(self.patch_nums)} must end at the latent side {self.parent[-1]}"
+                f"patch_nums {list(self.patch_nums)} must end at the latent side {self.parent[-1]}",
+                field="patch_nums",
             )
 
     @property
@@ -85,7 +86,9 @@ def check_patch_nums(patch_nums: Sequence[int]) -> None:
     sides = list(patch_nums)
     increasing = all(a < b for a, b in pairwise(sides))
     if not sides or sides[0] < 1 or not increasing:
-        raise UserError(f"patch_nums must be positive and strictly increasing, got {sides}")
+        raise UserError(
+            f"patch_nums must be positive and strictly increasing, got {sides}", field="patch_nums"
+        )
 
 
 def _check_known(patch_nums: Sequence[int], known: tuple[int, ...]) -> None:
@@ -93,5 +96,6 @@ def _check_known(patch_nums: Sequence[int], known: tuple[int, ...]) -> None:
     if strangers:
         raise UserError(
             f"patch_nums {list(patch_nums)}: {strangers} are no scales of the model, which knows "
-            f"{list(known)}"
+            f"{list(known)}",
+            field="patch_nums",
         )

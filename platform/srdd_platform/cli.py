@@ -1,27 +1,22 @@
 """The command line: ``srdd``, built from typed dataclasses."""
 
-import errno
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import tyro
-from ray.exceptions import RayTaskError
 from rich.console import Console
 
 from srdd.errors import UserError
 from srdd.masks import Mask
 from srdd.presets import get_preset
+from srdd_platform.command_errors import guarded
 from srdd_platform.convert_cli import Convert, Export
 from srdd_platform.data_cli import Data
+from srdd_platform.option_names import as_option
 from srdd_platform.options import Options, TransformerOptions
-from srdd_platform.ray_session import end_on_sigterm, terminated
+from srdd_platform.ray_session import end_on_sigterm
 from srdd_platform.tokenizer_options import TokenizerOptions
-
-_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,43 +250,6 @@ Command = (
 )
 
 
-def guarded(action: Callable[[], None]) -> None:
-    """Run a command: wrong input ends in one line and exit 2, Ctrl-C in 130; bugs keep traces."""
-    try:
-        try:
-            action()
-        except RayTaskError as error:  # what a task raised, without its traceback
-            raise (error.cause if isinstance(error.cause, UserError | OSError) else error) from None
-    except UserError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        what, code = ("terminated", 143) if terminated() else ("interrupted", 130)
-        _fail(f"{what}; give the same command again to go on", code=code)
-    except FloatingPointError as error:
-        _fail(str(error))
-    except BrokenPipeError:
-        os._exit(1)
-    except (MemoryError, RuntimeError) as error:
-        from srdd_platform.out_of_memory import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        _fail("out of memory: ask for less at once (--batch-size), or use a device with more")
-    except OSError as error:
-        if error.errno in _OUT_OF_SPACE:
-            _fail(f"no space left to write {error.filename or 'a file'}: nothing was half-written")
-        if isinstance(error, PermissionError):
-            _fail(f"no permission for {error.filename}")
-        if error.filename is None:
-            raise
-        _fail(f"{error.filename}: {error.strerror}")
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    print(f"srdd: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
-
-
 def main() -> None:
     """The console script."""
     end_on_sigterm()
@@ -305,4 +263,7 @@ def _run_command() -> None:
         description="Train, search, compare and serve scale-wise image generators.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    command.run(Console(markup=False, highlight=False))
+    try:
+        command.run(Console(markup=False, highlight=False))
+    except UserError as error:
+        raise as_option(error, command) from None

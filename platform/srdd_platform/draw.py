@@ -49,7 +49,7 @@ def integers(text: str, name: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"{name} takes integers like 1,2,3, got {text!r}") from None
+        raise UserError(f"{name} takes integers like 1,2,3, got {text!r}", field=name) from None
 
 
 def pick_labels(pipeline: Pipeline, classes: str | None, num: int) -> Tensor:

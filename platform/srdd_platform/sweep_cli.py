@@ -6,7 +6,7 @@ import tyro
 from optuna.distributions import BaseDistribution
 from rich.console import Console
 
-from srdd_platform.cli import guarded
+from srdd_platform.command_errors import guarded
 from srdd_platform.sweep import Grid, run_sweep
 from srdd_platform.sweep_args import SweepArgs
 

@@ -428,7 +428,7 @@ def test_an_unconditional_model_draws_without_a_class(make_pipeline: MakePipelin
     codes_BL = result.codes_BL
     log_probs = pipeline.transformer(labels_B + 1, codes_BL).log_softmax(-1)
     assert log_probs.gather(-1, codes_BL[..., None]).min() > -12
-    with pytest.raises(UserError, match="unconditional model has no guidance"):
+    with pytest.raises(UserError, match="cfg must be 0: an unconditional model"):
         sample(pipeline, labels_B, SamplerConfig(cfg=1.0), [1, 2])
 
 

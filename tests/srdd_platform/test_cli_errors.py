@@ -16,6 +16,7 @@ from srdd import load_pipeline
 from srdd.errors import UserError
 from srdd.pipeline import load_tokenizer, save_pipeline, save_tokenizer
 from srdd_platform import cli
+from srdd_platform.command_errors import guarded
 from srdd_platform.files import write_json
 from srdd_platform.sweep_args import SweepArgs
 
@@ -68,20 +69,20 @@ def refused(
         (["--classes", "10"], "no class '10'"),
         (["--classes", "-1"], "no class '-1'"),
         (["--classes", "3,"], "no class ''"),
-        (["--cfg", "-1"], "cfg must be"),
-        (["--cfg", "nan"], "cfg must be"),
-        (["--cfg", "inf"], "cfg must be"),
-        (["--top-k", "33"], "top_k 33 exceeds the vocabulary of 32 codes"),
-        (["--top-k", "-1"], "top_k must be >= 0"),
-        (["--top-p", "0"], "top_p must be in (0, 1], got 0.0"),
-        (["--epsilon", "1"], "epsilon must be in [0, 1)"),
-        (["--refine-steps", "-1"], "refine_steps must be >= 0, got -1"),
-        (["--resample-threshold", "1.5"], "resample_threshold must be a probability"),
+        (["--cfg", "-1"], "--cfg must be"),
+        (["--cfg", "nan"], "--cfg must be"),
+        (["--cfg", "inf"], "--cfg must be"),
+        (["--top-k", "33"], "--top-k 33 exceeds the vocabulary of 32 codes"),
+        (["--top-k", "-1"], "--top-k must be >= 0"),
+        (["--top-p", "0"], "--top-p must be in (0, 1], got 0.0"),
+        (["--epsilon", "1"], "--epsilon must be in [0, 1)"),
+        (["--refine-steps", "-1"], "--refine-steps must be >= 0, got -1"),
+        (["--resample-threshold", "1.5"], "--resample-threshold must be a probability"),
         (["--patch-nums", "1,3,2,4"], "strictly increasing, got [1, 3, 2, 4]"),
         (["--patch-nums", "1,5"], "[5] are no scales of the model, which knows [1, 2, 3, 4]"),
-        (["--patch-nums", "1,2"], "must end at the latent side 4"),
-        (["--patch-nums", "2,4"], "patch_nums must begin at scale 1"),
-        (["--patch-nums", "1,x"], "patch_nums takes integers like 1,2,3, got '1,x'"),
+        (["--patch-nums", "1,2"], "--patch-nums [1, 2] must end at the latent side 4"),
+        (["--patch-nums", "2,4"], "--patch-nums must begin at scale 1"),
+        (["--patch-nums", "1,x"], "--patch-nums takes integers like 1,2,3, got '1,x'"),
         (["--num", "0"], "--num"),
         (["--num", "-3"], "got -3"),
         (["--batch-size", "0"], "--batch-size"),
@@ -254,12 +255,12 @@ def test_a_report_of_nothing(refused: Refused, tmp_path: Path, digits_shards: Pa
     ("options", "message"),
     [
         (["--preset", "cifar"], "no preset 'cifar'; there are digits"),
-        (["--max-steps", "0"], "steps must be positive, got 0"),
-        (["--batch-size", "0"], "batch_size must be positive, got 0"),
-        (["--lr", "-1"], "lr must be"),
-        (["--lr", "nan"], "lr must be"),
+        (["--max-steps", "0"], "--max-steps must be positive, got 0"),
+        (["--batch-size", "0"], "--batch-size must be positive, got 0"),
+        (["--lr", "-1"], "--lr must be"),
+        (["--lr", "nan"], "--lr must be"),
         (["--workers", "0"], "--workers must be N or A:B with 1 <= A <= B, got 0"),
-        (["--seed", "-1"], "seed must be >= 0"),
+        (["--seed", "-1"], "--seed must be >= 0"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, list) else "",
 )
@@ -411,7 +412,7 @@ def ends(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[obje
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        cli.guarded(action)
+        guarded(action)
     return caught.value.code, capsys.readouterr().err
 
 
@@ -424,7 +425,7 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_missing_permission_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert ends(PermissionError(13, "no", "there"), capsys) == (
         2,
-        "srdd: no permission for there\n",
+        "srdd: there: permission denied: check its owner and mode, or give another path\n",
     )
 
 
@@ -437,7 +438,7 @@ def test_a_bug_keeps_its_traceback() -> None:
         raise KeyError("bug")
 
     with pytest.raises(KeyError, match="bug"):
-        cli.guarded(action)
+        guarded(action)
 
 
 def test_wrong_input_found_by_a_task_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

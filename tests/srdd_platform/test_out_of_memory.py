@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from srdd_platform.cli import guarded
+from srdd_platform.command_errors import guarded
 from srdd_platform.files import read_json
 from srdd_platform.jobs import Job
 from srdd_platform.out_of_memory import advice, is_out_of_memory, killed_for_memory
