@@ -20,13 +20,13 @@ from srdd_platform.estimate import (
     worker_share,
 )
 from srdd_platform.jobs import Job
-from srdd_platform.out_of_memory import images_at_once, remedy
+from srdd_platform.memory_advice import SPARE, advice_to_fit, fits
+from srdd_platform.out_of_memory import images_at_once
 from srdd_platform.peaks import Peak, device_peak
 from srdd_platform.tasks import blank_task
 
 SECONDS = 30.0  # that the measured updates may take, by the guess that they reach FAIR of the peak
 FAIR = 0.2
-ROOM = 1.5  # times the memory counted must be free for updates to be tried
 
 
 def dry_run(job: Job, console: Console) -> None:
@@ -63,8 +63,11 @@ def _memory(job: Job, memory: Memory) -> list[str]:
         "  On top come the libraries, and the kernels' own buffers.",
     ]
     free = free_memory(torch.device(job.device))
-    if free is not None and free < memory.total:
-        lines.append(f"  Free here: {_size(free)}: {remedy(job, job.fewest)}.")
+    if free is not None and not fits(memory, free):
+        lines.append(
+            f"  Free here: {_size(free)}, and {SPARE:g} times the count should be: "
+            f"{advice_to_fit(job, free)}."
+        )
     return lines
 
 
@@ -112,7 +115,7 @@ def _affordable(job: Job, memory: Memory, flops: int, peak: Peak | None, free: i
         return 0
     share, at_once = worker_share(job), images_at_once(job, job.fewest)
     fixed = memory.total - memory.activations
-    room = free / ROOM - fixed
+    room = free / SPARE - fixed
     if room < memory.activations:  # parts of a batch stay as large as they are, or are alone
         share = at_once = int(at_once * room / memory.activations)
     if peak is not None:

@@ -56,7 +56,7 @@ def parameter_counts(task: Task) -> dict[str, tuple[int, int]]:
 
 def worker_memory(job: Job) -> Memory:
     """Bytes of the worker that needs most, when it needs most: a discriminator has begun."""
-    job = _changed(_costliest(job), "optim", compile=False)  # what that saves is not counted
+    job = changed(_costliest(job), "optim", compile=False)  # what that saves is not counted
     optim = from_dict(OptimConfig, job.settings["optim"], "optim")
     task = blank_task(job)
     memory = count_memory(task, _inputs(job, task, worker_share(job)), optim, job.steps)
@@ -117,10 +117,11 @@ def free_memory(device: torch.device) -> int | None:
 def _costliest(job: Job) -> Job:
     """The job as it is at its dearest: a discriminator trains from the first update on."""
     has_one = "gan_start" in job.settings.get("loss", {})
-    return _changed(job, "loss", gan_start=0.0) if has_one else job
+    return changed(job, "loss", gan_start=0.0) if has_one else job
 
 
-def _changed(job: Job, part: str, **values: Any) -> Job:
+def changed(job: Job, part: str, **values: Any) -> Job:
+    """The job with other values in one part of its settings."""
     return replace(job, settings={**job.settings, part: {**job.settings[part], **values}})
 
 

@@ -18,6 +18,7 @@ from srdd.fields import to_dict
 from srdd_platform.checkpoints import claim_storage
 from srdd_platform.data_options import left_out
 from srdd_platform.extend import extended, is_finished
+from srdd_platform.file_errors import explain
 from srdd_platform.finish import finish
 from srdd_platform.jobs import Job, title
 from srdd_platform.out_of_memory import advice, killed_for_memory
@@ -139,11 +140,15 @@ def _explain(job: Job, error: RayTaskError | OutOfMemoryError) -> Exception:
     if any(killed_for_memory(inner) for inner in (error, *_causes(cause))):
         return UserError(f"{job.run}: a node ran {advice(job, job.fewest)}")
     for inner in _causes(cause):
-        if isinstance(inner, NoWorkersError | WorkerGroupStartupTimeoutError):
-            text = str(inner).splitlines()[0]
-            return UserError(f"{job.run}: {text}")
-        if isinstance(inner, OSError):
+        if isinstance(inner, NoWorkersError):
             return UserError(f"{job.run}: {inner}")
+        if isinstance(inner, WorkerGroupStartupTimeoutError):
+            return UserError(
+                f"{job.run}: its workers did not come up in time; the last checkpoint is kept: "
+                "give the same command again when the cluster is less busy, or fewer --workers"
+            )
+        if isinstance(inner, OSError) and (text := explain(inner)):
+            return UserError(f"{job.run}: {text}")
     if cause is not None and lost_workers(cause):
         return UserError(
             f"{job.run}: workers were lost {job.max_failures + 1} times without a new checkpoint; "

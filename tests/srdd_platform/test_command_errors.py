@@ -11,7 +11,8 @@ import pytest
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
 from srdd.fields import from_dict
-from srdd_platform.command_errors import _REMEDIES, explain, guarded
+from srdd_platform.command_errors import guarded
+from srdd_platform.file_errors import _REMEDIES, explain
 from srdd_platform.option_names import as_option
 
 

@@ -122,36 +122,7 @@ def test_memory_is_shared_by_workers_and_saved_by_parts_and_by_computing_again(
     assert memory(optim, workers=4, min_workers=2) == two  # as few as there may be
 
 
-_PEAK = """
-import ctypes, gc, sys, torch
-from dataclasses import replace
-from srdd.presets import cifar10
-from srdd.train.loop import Batch, fit
-from srdd.train.tokenizer import TokenizerTask
-
-torch.set_num_threads(1)
-preset = cifar10()
-
-def train(images, steps):
-    optim = replace(preset.tokenizer_optim, steps=steps, batch_size=images)
-    inputs = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8)
-    batch = Batch(inputs, torch.zeros(images, dtype=torch.int64), torch.arange(images), images)
-    task = TokenizerTask(preset.tokenizer, preset.tokenizer_loss, optim)
-    fit(task, optim, lambda step: iter([batch] * steps))
-
-def most():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
-
-train(1, 1)  # libraries and their tables
-gc.collect()
-ctypes.CDLL("libc.so.6").malloc_trim(0)
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-before = most()
-train(32, 2)
-print(most() - before)
-"""
+PEAK = Path(__file__).parents[1] / "data" / "training_peak.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
@@ -169,7 +140,7 @@ def test_memory_counted_is_memory_taken_but_for_the_kernels_own() -> None:
     )  # fmt: skip
     counted = count_memory(blank_task(job), batch, preset.tokenizer_optim, 0)
     done = subprocess.run(
-        [sys.executable, "-c", _PEAK], capture_output=True, text=True, check=False
+        [sys.executable, str(PEAK), "32", "1"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert 0.95 < int(done.stdout) / counted.total < 1.6
@@ -216,12 +187,12 @@ def test_updates_are_tried_with_as_many_images_as_fit(
         peak = module.Peak(flops=1e9, source="")
         return module._affordable(job, memory, flops, peak, int(free))
 
-    assert images(module.ROOM * memory.total + 100) == 64
-    assert images(module.ROOM * (fixed + memory.activations / 4) + 100) == 16
-    assert images(module.ROOM * fixed) == 0
+    assert images(module.SPARE * memory.total + 100) == 64
+    assert images(module.SPARE * (fixed + memory.activations / 4) + 100) == 16
+    assert images(module.SPARE * fixed) == 0
     assert images(1e12, flops=10**8) == 20  # 3 updates in 30 s at 0.2 GFLOPS
     assert images(1e12, flops=10**10) == 0
     monkeypatch.setattr(module, "free_memory", lambda device: 0)
     text = said(job, tmp_path)
-    assert "Free here: 0 B: give --accumulate 2 (32 at once, the same model)" in text
+    assert "Free here: 0 B, and 1.5 times the count should be: train a smaller model" in text
     assert "No estimate: one image's updates fit neither" in text
