@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from srdd.checkpoint import build_empty, load_weights, read_config, save_model
+from srdd.class_names import find, find_all, readable
 from srdd.config import SamplerConfig, TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
 from srdd.fields import from_dict, to_dict
@@ -30,9 +31,10 @@ class Pipeline:
     tokenizer: Tokenizer
     transformer: ScaleTransformer
     sampler: SamplerConfig
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # in label order; brought to their one form when it is made
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(map(readable, self.class_names)))
         check_match(self.tokenizer, self.transformer)
         self.tokenizer.prepare()
         if len(self.class_names) != self.transformer.config.num_classes:
@@ -57,20 +59,21 @@ class Pipeline:
                     parameter.data = parameter.data.to(dtype)
         return self
 
-    def label(self, name: str) -> int:
-        """A class by name or index.
+    def label(self, text: str) -> int:
+        """The class that a name or an index means; see :mod:`srdd.class_names` for the rules.
 
         Raises:
-            UserError: there is no such class.
+            UserError: there is no such class, or several have this name.
         """
-        if name in self.class_names:
-            return self.class_names.index(name)
-        if name.isdecimal() and int(name) < len(self.class_names):
-            return int(name)
-        known = ", ".join(self.class_names[:12]) + (" ..." if len(self.class_names) > 12 else "")
-        raise UserError(
-            f"no class {name!r}: give an index below {len(self.class_names)} or one of {known}"
-        )
+        return find(self.class_names, text)
+
+    def labels(self, text: str) -> list[int]:
+        """The classes that a comma-separated list means, by the same rules.
+
+        Raises:
+            UserError: a part of the list means no class, or several.
+        """
+        return find_all(self.class_names, text)
 
 
 def check_match(tokenizer: Tokenizer, transformer: ScaleTransformer) -> None:
@@ -175,7 +178,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: the pipeline directory is incomplete") from None
     except ValueError as error:

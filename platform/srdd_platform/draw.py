@@ -54,10 +54,7 @@ def integers(text: str, name: str) -> tuple[int, ...]:
 
 def pick_labels(pipeline: Pipeline, classes: str | None, num: int) -> Tensor:
     """Labels of ``num`` images: the classes take turns. int64 [num]."""
-    every = range(len(pipeline.class_names))
-    chosen = (
-        [pipeline.label(name.strip()) for name in classes.split(",")] if classes else list(every)
-    )
+    chosen = pipeline.labels(classes) if classes else list(range(len(pipeline.class_names)))
     return torch.tensor([chosen[i % len(chosen)] for i in range(num)])
 
 

@@ -65,7 +65,7 @@ def refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--classes", "3,ten"], "no class 'ten': give an index below 10 or one of zero, one"),
+        (["--classes", "3,ten"], "no class 'ten': give an index below 10 or one of \"zero\", "),
         (["--classes", "10"], "no class '10'"),
         (["--classes", "-1"], "no class '-1'"),
         (["--classes", "3,"], "no class ''"),

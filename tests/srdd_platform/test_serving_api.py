@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,12 @@ def test_an_answer_holds_the_images_that_the_seed_means(pipeline: Pipeline) -> N
     seeds = [image_seed(7, i) for i in range(3)]
     images = to_uint8(sample(pipeline, torch.tensor([3] * 3), None, seeds).images)
     assert answer["data"] == [
-        {"b64_json": base64.b64encode(to_png(image)).decode(), "seed": seed, "class": 3}
+        {
+            "b64_json": base64.b64encode(to_png(image)).decode(),
+            "seed": seed,
+            "class": 3,
+            "class_name": "three",
+        }
         for image, seed in zip(images, seeds, strict=True)
     ]
     png = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
@@ -96,11 +102,34 @@ def test_a_seed_left_out_is_drawn_and_told(pipeline: Pipeline) -> None:
     assert len(post(pipeline, {"class": 1, "seed": None}).json()["data"]) == 1
 
 
-def test_digits_in_a_string_are_a_name(pipeline: Pipeline) -> None:
-    names = ("7", *pipeline.class_names[1:])
-    named = replace(pipeline, class_names=names)
-    assert post(named, {"class": "7", "seed": 0}).json()["data"][0]["class"] == 0
-    assert post(named, {"class": "1", "seed": 0}).status_code == 422
+@pytest.mark.parametrize(
+    ("asked", "index", "name"),
+    [
+        (7, 0, "7"),  # pytorch/vision#714: a number that is a class's name means that class
+        ("7", 0, "7"),
+        ("index:7", 7, "cafe\u0301, au lait"),
+        ("caf\u00e9, au lait", 7, "cafe\u0301, au lait"),
+        (' "two"\r\n', 2, "two"),
+    ],
+)
+def test_a_class_is_asked_for_by_the_rules_of_every_option(
+    pipeline: Pipeline, asked: int | str, index: int, name: str
+) -> None:
+    names = list(pipeline.class_names)
+    names[0], names[7] = "7", "cafe\u0301, au lait"
+    named = replace(pipeline, class_names=tuple(names))
+    (image,) = post(named, {"class": asked, "seed": 0}).json()["data"]
+    assert (image["class"], image["class_name"]) == (index, unicodedata.normalize("NFC", name))
+    refused = post(named, {"class": 1, "seed": 0})
+    assert refused.status_code == 422
+    assert "no class '1': give index:N with N below 10" in refused.json()["detail"][0]["msg"]
+
+
+def test_a_name_that_is_not_utf8_is_answered_escaped(pipeline: Pipeline) -> None:
+    named = replace(pipeline, class_names=("caf\udce9", *pipeline.class_names[1:]))
+    (image,) = post(named, {"class": 0, "seed": 0}).json()["data"]
+    assert image["class_name"] == r"caf\xe9"
+    assert post(named, {"class": r"caf\xe9", "seed": 0}).json()["data"] == [image]
 
 
 def test_an_unconditional_model_needs_no_class(pipeline: Pipeline) -> None:

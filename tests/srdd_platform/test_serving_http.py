@@ -140,7 +140,7 @@ def test_concurrent_clients_share_batches_and_get_the_same_bytes(url: str) -> No
         assert one["settings"] == other["settings"]
 
 
-INDEX = "unknown class: give an index from 0 to 9 or one of zero, one"
+INDEX = ': give an index below 10 or one of "zero", "one"'
 N, SEED = "give an integer from 1 to 64", "give an integer from 0 to 9007199254740991"
 KNOWN = "unknown field; known: class, n, seed, response_format"
 KIND = "give a class's index or name"

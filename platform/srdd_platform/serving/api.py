@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
+from srdd.errors import UserError
 from srdd.pipeline import Pipeline
 from srdd.request import visited
 from srdd.rng import image_seeds
@@ -56,7 +57,9 @@ class GenerationRequest(BaseModel):
     class_: Annotated[int | str | None, BeforeValidator(_class_type)] = Field(
         default=None,
         alias="class",
-        description="a class's index or name; may be left out where the model has no classes",
+        description='a class\'s name, or its index: 2 and "2" mean the class called 2 where '
+        "names are numbers, index:2 always means index 2; may be left out where the model has no "
+        "classes",
     )
     n: int = Field(default=1, ge=1, le=MAX_N, description="number of images")
     seed: int | None = Field(
@@ -70,7 +73,8 @@ class ImageData(BaseModel):
 
     b64_json: str = Field(description="a PNG file in base64")
     seed: int
-    class_: int = Field(serialization_alias="class")
+    class_: int = Field(serialization_alias="class", description="the class's index")
+    class_name: str
 
 
 class Timing(BaseModel):
@@ -117,25 +121,19 @@ class Service:
         }
 
     def label(self, given: int | str | None) -> int:
-        """The index of a class given by index or name.
+        """The index of the class that a request means; 2 and "2" mean the same.
 
         Raises:
             RequestValidationError: there is no such class, or none was given.
         """
-        names = self.pipeline.class_names
         if given is None:
             if self.pipeline.transformer.config.unconditional:
                 return 0
             raise _field_error("missing", "Field required")
-        if isinstance(given, int) and 0 <= given < len(names):
-            return given
-        if given in names:
-            return names.index(str(given))
-        some = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
-        raise _field_error(
-            "unknown_class",
-            f"unknown class: give an index from 0 to {len(names) - 1} or one of {some}",
-        )
+        try:
+            return self.pipeline.label(str(given))
+        except UserError as error:
+            raise _field_error("unknown_class", str(error)) from None
 
     async def generate(self, body: GenerationRequest) -> GenerationResponse:
         """Draw, encode, answer; the outcome is recorded, whatever it is."""
@@ -153,7 +151,7 @@ class Service:
         except asyncio.CancelledError:
             self._count("cancelled", body.n, {})
             raise
-        now = time.monotonic()
+        now, name = time.monotonic(), self.pipeline.class_names[label]
         seconds = {
             "queue_s": round(drawn.queue_s, 6),
             "sample_s": round(drawn.sample_s, 6),
@@ -164,7 +162,7 @@ class Service:
         return GenerationResponse(
             created=int(time.time()),
             data=[
-                ImageData(b64_json=file, seed=seed, class_=label)
+                ImageData(b64_json=file, seed=seed, class_=label, class_name=name)
                 for file, seed in zip(files, seeds, strict=True)
             ],
             settings=self.settings(),
@@ -235,7 +233,7 @@ class BodyLimit:
 
 _TOO_LARGE = f"the body may have at most {MAX_BODY} bytes"
 _ALLOWED = {
-    "class": "a class's index or name",
+    "class": "a class's name or index",
     "n": f"an integer from 1 to {MAX_N}",
     "seed": f"an integer from 0 to {SEEDS - 1}",
     "response_format": "b64_json",
