@@ -233,7 +233,7 @@ class BodyLimit:
 
 _TOO_LARGE = f"the body may have at most {MAX_BODY} bytes"
 _ALLOWED = {
-    "class": "a class's name or index",
+    "class": "a class's index or name",
     "n": f"an integer from 1 to {MAX_N}",
     "seed": f"an integer from 0 to {SEEDS - 1}",
     "response_format": "b64_json",
