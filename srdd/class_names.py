@@ -58,6 +58,12 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def unquoted(text: str) -> str:
+    """What is inside a text that is in double quotes as a whole; any other text as it is."""
+    inside = _QUOTED.fullmatch(text)
+    return text if inside is None else inside[1].replace('""', '"')
+
+
 def classes_of_folders(folders: Iterable[str], where: str) -> dict[str, str]:
     """The class that each folder of one split holds.
 
@@ -73,14 +79,13 @@ def classes_of_folders(folders: Iterable[str], where: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for folder in folders:
+        shown = f"class folder '{escaped(folder)}' in {escaped(where)}"
         try:
             name = normalise(folder.encode("utf-8", "surrogateescape").decode("utf-8"))
         except UnicodeError:
-            raise UserError(f"class folder {escaped(f'{where}/{folder}')} has a name that is not "
-                            "UTF-8: rename it") from None  # fmt: skip
+            raise UserError(f"{shown} has a name that is not UTF-8: rename it") from None
         if not name:
-            raise UserError(f"class folder {folder!r} in {escaped(where)} has a blank name: "
-                            "rename it")  # fmt: skip
+            raise UserError(f"{shown} has a blank name: rename it")
         if name in found:
             raise UserError(
                 f"class folders {found[name]!a} and {folder!a} in {escaped(where)} are both class "
@@ -158,8 +163,8 @@ class _Lookup:
             return self._at(index[1])
         if text in self.by_name:
             return self.by_name[text]
-        if inside := _QUOTED.fullmatch(text):
-            text = normalise(inside[1].replace('""', '"'))
+        if (inside := unquoted(text)) != text:
+            text = normalise(inside)
             if text in self.by_name:
                 return self.by_name[text]
             if index := _INDEX.fullmatch(text):

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -25,7 +25,8 @@ from srdd.foreign import read_foreign
 from srdd.official import share_quant_resi, to_var, to_vqvae
 from srdd.pipeline import Pipeline, load_pipeline, save_pipeline
 from srdd_platform.draw import integers
-from srdd_platform.files import atomic_path, read_json
+from srdd_platform.files import atomic_path
+from srdd_platform.label_files import read_class_names
 
 if TYPE_CHECKING:
     from srdd_platform.convert_cli import Convert, Export
@@ -116,39 +117,6 @@ def _describe(pipeline: Pipeline, console: Console) -> None:
         f"scales {','.join(map(str, model.patch_nums))}",
         soft_wrap=True,
     )
-
-
-def read_class_names(path: Path) -> list[str]:
-    """Class names in label order: a text file of lines, or JSON.
-
-    JSON is a list of names, or an object from index to name (or to ``[id, name]``, as ImageNet's
-    index is often kept).
-
-    Raises:
-        UserError: the file is something else, or an index is missing.
-    """
-    if path.suffix != ".json":
-        try:
-            names = path.read_text().splitlines()
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is no text file of class names") from None
-        return _checked(path, [name.strip() for name in names])
-    found: Any = read_json(path)
-    if isinstance(found, dict):
-        order = [str(i) for i in range(len(found))]
-        if set(found) != set(order):
-            raise UserError(f"{path} must name the indices 0 to {len(found) - 1}")
-        found = [found[i] for i in order]
-        found = [v[-1] if isinstance(v, list) and len(v) == 2 else v for v in found]
-    return _checked(path, found)
-
-
-def _checked(path: Path, names: Any) -> list[str]:
-    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
-        raise UserError(f"{path} must hold class names in label order, none of them empty")
-    return names
 
 
 def export_to(command: "Export", console: Console) -> None:

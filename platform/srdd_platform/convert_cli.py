@@ -18,7 +18,7 @@ class Convert:
     patch_nums: str | None = None  # "1,2,3": the scales, for lengths that are not published
     mask: Mask | None = None  # default: block_causal (VAR), markov_local (MVAR), markov (HMAR)
     num_heads: int | None = None  # where no tensor tells it; default: the depth
-    classes: Path | None = None  # names in label order: lines, or JSON; default: the indices
+    classes: Path | None = None  # label file: lines, table or JSON; default: the indices
     show_keys: bool = False  # print every key and what became of it
 
     def run(self, console: Console) -> None:

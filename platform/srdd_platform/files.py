@@ -1,5 +1,6 @@
 """Writes that are whole or absent: a temporary file beside the target, then a rename."""
 
+import codecs
 import hashlib
 import json
 import os
@@ -81,6 +82,25 @@ def to_json_bytes(value: Any) -> bytes:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON atomically; NaN is refused, keys keep their order."""
     write_bytes(path, to_json_bytes(value))
+
+
+def read_text(path: Path) -> str:
+    """Read text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Raises:
+        UserError: the file is missing, or no such text; the message names it.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory: give a file") from None
+    marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return raw.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
 
 
 def read_json(path: Path) -> Any:

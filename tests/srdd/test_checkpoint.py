@@ -121,6 +121,17 @@ def test_a_damaged_pipeline_is_refused(
         load_pipeline(saved)
 
 
+def test_class_names_that_another_program_wrote_are_read_in_their_one_form(saved: Path) -> None:
+    """An editor adds a byte order mark; earlier versions wrote names as folders had them."""
+    text = '["a\\r\\n", "cafe\u0301", "caf\\udce9", " b, c ", "\\ufeffd"]'
+    (saved / "classes.json").write_text(text, encoding="utf-8-sig")
+    loaded = load_pipeline(saved)
+    assert loaded.class_names == ("a", "caf\u00e9", r"caf\xe9", "b, c", "d")
+    assert loaded.labels("b, c,cafe\u0301,index:2") == [3, 1, 2]
+    save_pipeline(loaded, saved)
+    assert json.loads((saved / "classes.json").read_text()) == list(loaded.class_names)
+
+
 def test_a_truncated_file_is_refused(saved: Path) -> None:
     path = saved / "transformer" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

@@ -181,9 +181,12 @@ def test_the_classes_of_folders_are_in_the_order_of_their_names() -> None:
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["caf\udce9"], r"class folder z/caf\\xe9 has a name that is not UTF-8: rename it"),
-        (["caf\udc82"], r"class folder z/caf\\x82 has"),  # python/cpython#83042: CP437 in a zip
-        (["\udce3\udc81"], r"class folder z/\\xe3\\x81 has"),  # half a letter
+        (["caf\udce9"], r"class folder 'caf\\xe9' in z has a name that is not UTF-8: rename it"),
+        (
+            ["caf\udc82"],
+            r"class folder 'caf\\x82' in z has",
+        ),  # python/cpython#83042
+        (["\udce3\udc81"], r"class folder '\\xe3\\x81' in z has"),  # half a letter
         (["  "], "class folder '  ' in z has a blank name: rename it"),
         (["cat", "cat "], "class folders 'cat' and 'cat ' in z are both class 'cat': rename one"),
         (["caf\u00e9", "cafe\u0301"], r"'caf\\xe9' and 'cafe\\u0301' in z are both class 'café'"),

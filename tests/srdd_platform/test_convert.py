@@ -202,9 +202,9 @@ def test_class_names(
     [
         ("a.txt", b"one\ntwo\n", "2 class names for 4 classes"),
         ("a.txt", b"one\n\nthree\nfour\n", "must hold class names in label order, none of them"),
-        ("a.txt", b"\xff\xfe\x00", "is no text file of class names"),
+        ("a.txt", b"caf\xe9\n", "a.txt is not UTF-8 text: save it as UTF-8"),
         ("a.json", b"[1, 2, 3, 4]", "must hold class names in label order"),
-        ("a.json", b'{"1": "a", "2": "b"}', "must name the indices 0 to 1"),
+        ("a.json", b'{"1": "a", "3": "b"}', "must name the indices 0 to 1"),
         ("a.json", b"nope", "a.json is not valid JSON"),
         ("b.json", None, "b.json does not exist"),
         ("b.txt", None, "b.txt does not exist"),

@@ -240,6 +240,32 @@ def test_the_pipeline_s_class_names_may_be_numbers(
     assert [(row["label"], row["class"]) for row in table(tmp_path / "out")] == [("0", "9")]
 
 
+def test_class_names_of_every_kind_are_drawn_and_told(
+    srdd: Command, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    """Commas, a name that is other names with a comma, quotes, a number, a name not in UTF-8."""
+    loaded = load_pipeline(tiny_pipeline)
+    names = ("lamp", "desk", "lamp, desk", 'the "big" one', "7", "caf\udce9", *"abcd")
+    save_pipeline(Pipeline(loaded.tokenizer, loaded.transformer, SamplerConfig(), names),
+                  tmp_path / "model")  # fmt: skip
+    for number, (asked, labels) in enumerate(
+        {
+            "lamp, desk": [2, 2, 2],
+            "desk,lamp": [1, 0, 1],
+            '"lamp, desk",index:5,the "big" one': [2, 5, 3],
+            "7": [4, 4, 4],
+        }.items()
+    ):
+        out = tmp_path / str(number)
+        srdd(
+            "sample", "--model", tmp_path / "model", "--classes", asked, "--num", 3, "--out", out,
+        )  # fmt: skip
+        told = [names[label].replace("\udce9", r"\xe9") for label in labels]
+        assert [(int(row["label"]), row["class"]) for row in table(out)] == list(
+            zip(labels, told, strict=True)
+        )
+
+
 def test_a_path_is_not_markup(srdd: Command, tiny_pipeline: Path, tmp_path: Path) -> None:
     out = tmp_path / "cfg[bold]3.png"
     assert str(out) in srdd("sample", "--model", tiny_pipeline, "--num", 1, "--out", out)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from srdd.class_names import readable
 from srdd.errors import UserError
 from srdd_platform.data.layouts import Found, Listing, class_tree
 from srdd_platform.data.pixels import Pixels, fit
@@ -33,7 +34,7 @@ def cifar10(path: Path) -> Listing:
 
 
 def _batches(root: Path) -> Listing:
-    names = [_text(name) for name in _load(root / META, "label_names")]
+    names = [readable(_text(name)) for name in _load(root / META, "label_names")]
     hashed = hashlib.sha256("\0".join(names).encode())
     pixels: dict[str, npt.NDArray[np.uint8]] = {}
     parts: dict[str, tuple[Found, ...]] = {}
@@ -85,7 +86,7 @@ def _load(path: Path, *fields: str) -> Any:
 
 
 def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
 
 
 class _ForbiddenError(Exception):

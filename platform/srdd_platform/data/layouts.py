@@ -7,16 +7,20 @@ CIFAR-10's layout is in :mod:`srdd_platform.data.cifar`.
 
 import csv
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from srdd.class_names import classes_of_folders, normalise, readable
 from srdd.errors import UserError
 from srdd_platform.data.sources import Reader, tree_reader
 from srdd_platform.data.tree import images_below, subfolders
+from srdd_platform.files import read_text
 
 PARTS = ("train", "val", "test")
+ALL = "all"  # the part of images that have none
 SYNSETS = "imagenet_2012_validation_synset_labels.txt"
 SOLUTION = "LOC_val_solution.csv"
 
@@ -52,12 +56,20 @@ Row = tuple[str, str, str, int]  # part, class, origin, bytes
 
 
 def listed(rows: Iterable[Row], root: Path) -> Listing:
-    """Rows of image files below ``root``, as a listing."""
+    """Rows of image files below ``root``, as a listing; the classes' names in their one form.
+
+    Raises:
+        UserError: a name cannot be written as UTF-8, or two of one part are one class.
+    """
     hashed = hashlib.sha256()
     parts: dict[str, list[Found]] = {}
+    given: dict[str, set[str]] = {}
     for part, name, origin, size in rows:
-        parts.setdefault(part, []).append(Found(name, origin))
+        parts.setdefault(part, []).append(Found(readable(name), origin))
+        given.setdefault(part, set()).add(name)
         hashed.update(os.fsencode(f"{part}\0{name}\0{origin}\0{size}\n"))
+    for part, names in given.items():
+        classes_of_folders(sorted(names), str(root if part == ALL else root / part))
     return Listing(
         parts={part: tuple(images) for part, images in parts.items()},
         digest=hashed.hexdigest()[:16],
@@ -86,7 +98,7 @@ def mini_imagenet(path: Path) -> Listing:
             return listed(_class_rows(root), root)
         return listed(
             (
-                ("all", name, *image)
+                (ALL, name, *image)
                 for name in subfolders(root)
                 for image in images_below(root / name, name)
             ),
@@ -94,16 +106,19 @@ def mini_imagenet(path: Path) -> Listing:
         )
     if not (root / "images").is_dir():
         raise UserError(f"{root} has train.csv but no images/: put the images there")
-    sizes = {os.path.basename(origin): size for origin, size in images_below(root / "images", "")}
+    images = {
+        normalise(os.path.basename(image[0])): image
+        for image in images_below(root / "images", "images")
+    }
 
     def rows() -> Iterator[Row]:
         for part in PARTS:
             table = root / f"{part}.csv"
             if not table.is_file():
                 continue
-            for line in sorted(_table(table, ("filename", "label"))):
-                if line[0] in sizes:
-                    yield part, line[1], f"images/{line[0]}", sizes[line[0]]
+            for file, name in sorted(_table(table, ("filename", "label"))):
+                if file in images:
+                    yield part, name, *images[file]
 
     return listed(rows(), root)
 
@@ -121,7 +136,7 @@ def sun397(path: Path) -> Listing:
         for letter in subfolders(root):
             if len(letter) == 1:
                 for origin, size in images_below(root / letter, letter):
-                    yield "all", origin.split("/", 1)[1].rpartition("/")[0], origin, size
+                    yield ALL, origin.split("/", 1)[1].rpartition("/")[0], origin, size
 
     return listed((row for row in rows() if row[1]), root)
 
@@ -133,7 +148,7 @@ def ffhq(path: Path) -> Listing:
     """
     root = _root(path, "images1024x1024", "thumbnails128x128", inside=())
     found = sorted(images_below(root, ""), key=lambda image: (os.path.basename(image[0]), image[0]))
-    return listed((("all", "face", origin, size) for origin, size in found), root)
+    return listed(((ALL, "face", origin, size) for origin, size in found), root)
 
 
 def imagenet(path: Path) -> Listing:
@@ -167,7 +182,7 @@ def _val_wnids(places: list[Path], names: list[str]) -> list[str]:
             of = {image: text.split()[0] for image, text in lines if text.split()}
             wnids = [of.get(os.path.splitext(name)[0], "") for name in names]
         elif (place / SYNSETS).is_file():
-            synsets = (place / SYNSETS).read_text().split()
+            synsets = read_text(place / SYNSETS).split()
             numbers = [os.path.splitext(name)[0].rpartition("_")[2] for name in names]
             wnids = [
                 synsets[int(number) - 1] if number.isdecimal() and 0 < int(number) <= len(synsets)
@@ -193,17 +208,29 @@ def _class_rows(root: Path, parts: tuple[str, ...] = PARTS) -> Iterator[Row]:
 
 
 def _table(path: Path, columns: tuple[str, str]) -> list[tuple[str, str]]:
-    """Two columns of a CSV file with a header.
+    """Two columns of a table with a header, between commas, semicolons or tabs.
 
     Raises:
-        UserError: it has other columns, or is no text.
+        UserError: it has other columns, a row has no entry in one, or it is no text.
     """
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    rows: list[tuple[str, str]] = []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = [(str(row[columns[0]]), str(row[columns[1]])) for row in csv.DictReader(file)]
-    except (KeyError, UnicodeDecodeError, csv.Error):
+        names = [normalise(cell) for cell in next(table, [])]
+        first, second = (names.index(column) for column in columns)
+        for row in table:
+            cells = [normalise(cell) for cell in row]
+            if not any(cells):  # a blank line
+                continue
+            if len(cells) <= max(first, second) or not cells[first] or not cells[second]:
+                raise UserError(f"{path} has no {' or '.join(columns)} in line {table.line_num}: "
+                                "complete or remove it")  # fmt: skip
+            rows.append((cells[first], cells[second]))
+    except (ValueError, csv.Error):
         raise UserError(f"{path} has no columns {','.join(columns)}") from None
-    return lines
+    return rows
 
 
 def _root(path: Path, *below: str, inside: tuple[str, ...]) -> Path:

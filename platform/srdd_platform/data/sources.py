@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from srdd.class_names import classes_of_folders
 from srdd.errors import UserError
 from srdd_platform.data.pixels import Pixels, read_image, stored_side
 from srdd_platform.data.tree import images_below, subfolders
@@ -142,7 +143,11 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
         wrong = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {wrong}: give the folder that holds the class folders")
     roots = _split_roots(path)
-    classes = tuple(subfolders(path / roots["train"]))
+    folders = {
+        split: classes_of_folders(subfolders(path / root), str(path / root))
+        for split, root in roots.items()
+    }
+    classes = tuple(folders["train"])
     if not classes:
         raise UserError(f"{path / roots['train']} has no class folders: put each class's images "
                         "into a folder of its own (one folder, if there is one class)")  # fmt: skip
@@ -150,15 +155,14 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
     listing = hashlib.sha256()
     entries: dict[str, list[Entry]] = {}
     for split, root in roots.items():
-        names = subfolders(path / root)
-        if unknown := sorted(set(names) - set(classes)):
+        if unknown := sorted(folders[split].keys() - set(classes)):
             raise UserError(f"{path / root} has class {unknown[0]!r}, which train has not: rename "
                             "or remove it")  # fmt: skip
         entries[split] = []
-        for name in names:
-            images = list(images_below(path / root / name, f"{root}/{name}" if root else name))
+        for name, below in folders[split].items():
+            images = list(images_below(path / root / below, f"{root}/{below}" if root else below))
             if not images:
-                raise UserError(f"class folder {path / root / name} has no images: remove it or "
+                raise UserError(f"class folder {path / root / below} has no images: remove it or "
                                 "add some")  # fmt: skip
             for origin, size in images:
                 entries[split].append(Entry(labels[name], origin))
