@@ -208,15 +208,22 @@ class Serve:
 
     def run(self, console: Console) -> None:
         """Serve until interrupted."""
-        from srdd_platform.serving import run
+        from srdd_platform.serving.app import run
+        from srdd_platform.serving.deployment import DRAIN_S
 
         def ready(url: str) -> None:
             console.print(f"Serving {self.directory} at {url}", soft_wrap=True)
 
+        def stopping() -> None:
+            console.print(
+                f"Stopping: requests in progress have {DRAIN_S:g} s; a second signal ends at once",
+                soft_wrap=True,
+            )
+
         run(
             self.directory, host=self.host, port=self.port, address=self.address,
             replicas=self.replicas, max_batch=self.max_batch, device=self.device,
-            dtype=self.dtype, ready=ready,
+            dtype=self.dtype, ready=ready, stopping=stopping,
         )  # fmt: skip
 
 

@@ -17,8 +17,10 @@ from PIL import Image
 
 from srdd import Pipeline, SamplerConfig, image_seed, load_pipeline, sample
 from srdd_platform.images import to_png, to_uint8
-from srdd_platform.serving.api import MAX_BODY, SEEDS, Service, create_app
-from srdd_platform.serving.engine import Engine, QueueFullError
+from srdd_platform.serving.api import SEEDS, Service, create_app
+from srdd_platform.serving.engine import Engine
+from srdd_platform.serving.errors import QueueFullError
+from srdd_platform.serving.middleware import MAX_BODY
 
 PATH = "/v1/images/generations"
 Use = Callable[[httpx.AsyncClient, Service], Awaitable[Any]]
@@ -156,7 +158,7 @@ def test_health_waits_for_the_warm_up(pipeline: Pipeline) -> None:
         return [before, await client.get("/healthz")]
 
     before, after = use(pipeline, talk, warm=False)
-    assert (before.status_code, before.json()) == (503, {"detail": "warming up"})
+    assert (before.status_code, before.json()["detail"]) == (503, "warming up")
     assert after.status_code == 200
     assert after.json() == {
         "status": "ok", "images": {"active": 0, "waiting": 0}, "requests": {},
@@ -173,8 +175,9 @@ def test_health_fails_once_the_loop_has_ended(pipeline: Pipeline) -> None:
     good, health, refused = use(pipeline, talk)
     assert good.status_code == 200
     assert (health.status_code, refused.status_code) == (503, 503)
-    assert refused.headers["retry-after"] == "10"
-    assert refused.json() == {"detail": "the step loop has ended"}
+    assert 10 <= int(refused.headers["retry-after"]) <= 20
+    assert refused.json()["detail"] == "the step loop has ended"
+    assert refused.json()["error"]["code"] == "stopped"
 
 
 def test_a_failure_is_told_without_a_traceback(pipeline: Pipeline) -> None:
@@ -186,7 +189,7 @@ def test_a_failure_is_told_without_a_traceback(pipeline: Pipeline) -> None:
 
     bad, good = use(pipeline, talk, record=lambda *seen: outcomes.append(seen[:2]))
     assert bad.status_code == 500
-    assert bad.json() == {"detail": "FloatingPointError: non-finite logits at scale 1x1"}
+    assert bad.json()["detail"] == "FloatingPointError: non-finite logits at scale 1x1"
     assert good.status_code == 200
     assert outcomes == [("failed", 2), ("done", 2)]
 
@@ -204,7 +207,8 @@ def test_a_full_queue_says_when_to_come_back(
     refused, health = use(pipeline, talk)
     assert refused.status_code == 503
     assert refused.headers["retry-after"] == "17"
-    assert refused.json() == {"detail": "the queue is full: try again in 17 s"}
+    assert refused.json()["detail"] == "the queue is full: try again in 17 s"
+    assert refused.json()["error"]["code"] == "queue_full"
     assert health.json()["requests"] == {"refused": 1}
 
 
@@ -231,7 +235,8 @@ def test_a_body_that_is_too_large_is_refused_however_it_comes(pipeline: Pipeline
     answers = use(pipeline, talk)
     assert [answer.status_code for answer in answers] == [200, 413, 200, 413]
     for answer in answers[1::2]:
-        assert answer.json() == {"detail": "the body may have at most 16384 bytes"}
+        assert answer.json()["detail"] == "the body may have at most 16384 bytes"
+        assert answer.json()["error"]["code"] == "body_too_large"
 
 
 def test_the_schema_says_class_and_the_pages_load_nothing(pipeline: Pipeline) -> None:

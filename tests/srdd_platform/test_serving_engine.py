@@ -17,10 +17,9 @@ from srdd.sample_state import SampleState
 from srdd.sampling import advance
 from srdd_platform.images import to_png, to_uint8
 from srdd_platform.serving import engine as module
-from srdd_platform.serving.engine import (
-    Drawn,
-    Engine,
-    Load,
+from srdd_platform.serving.engine import Drawn, Engine, Load
+from srdd_platform.serving.errors import (
+    MAX_RETRY_S,
     QueueFullError,
     SamplingError,
     StoppedError,
@@ -221,7 +220,7 @@ def test_a_full_engine_refuses(pipeline: Pipeline, turns: Turns) -> None:
         await turns.wait()
         with pytest.raises(QueueFullError, match="try again in") as refused:
             await ask(engine, 0, 1, 0)
-        assert 1 <= refused.value.retry_after <= module.MAX_RETRY_S
+        assert 1 <= refused.value.retry_after <= MAX_RETRY_S
         large.cancel()
         await asyncio.gather(large, return_exceptions=True)
         full = [ask(engine, 0, n, 0) for n in (2, 2, 1)]

@@ -23,8 +23,14 @@ from srdd.errors import UserError
 from srdd.pipeline import save_pipeline
 from srdd_platform.images import to_png, to_uint8
 from srdd_platform.ray_session import Session
-from srdd_platform.serving import run
-from srdd_platform.serving.app import ReplicaOptions, _free_port, _stopped_by_signals, deploy, start
+from srdd_platform.serving.app import (
+    ReplicaOptions,
+    _free_port,
+    _until_signal,
+    deploy,
+    run,
+    start,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -37,7 +43,7 @@ POLL_S = 0.1
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_block_and_nothing_after_it(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with _stopped_by_signals():
+    with _until_signal():
         os.kill(os.getpid(), number)
         pytest.fail("the signal was ignored")
     assert signal.getsignal(number) is before
@@ -208,7 +214,7 @@ def test_a_body_that_is_too_large(client: httpx.Client, announced: bool) -> None
     content = text if announced else iter([text[:500_000], text[500_000:]])
     answer = client.post(PATH, content=content, headers=JSON)
     assert answer.status_code == 413
-    assert answer.json() == {"detail": "the body may have at most 16384 bytes"}
+    assert answer.json()["detail"] == "the body may have at most 16384 bytes"
 
 
 def test_health_and_models(client: httpx.Client) -> None:
@@ -243,7 +249,7 @@ def test_a_full_queue_refuses_until_a_client_has_left(url: str) -> None:
     refused, accepted = talk(url, use)
     assert refused.status_code == 503
     assert refused.headers["content-type"] == "application/json"
-    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert 1 <= int(refused.headers["retry-after"]) <= 120
     assert "try again in" in refused.json()["detail"]
     assert accepted.status_code == 200
 
@@ -280,11 +286,11 @@ def test_a_cluster_that_serves_already_is_refused(url: str, tiny_pipeline: Path)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"port": 65536}, "port must lie in"),
-        ({"port": 0, "replicas": 0}, "replicas must be at least 1"),
-        ({"port": 0, "max_batch": 0}, "max_batch must be at least 1"),
-        ({"port": 0, "dtype": "int8"}, "dtype must be one of float32"),
-        ({"port": 0, "device": "tpu"}, "device must be cpu or cuda"),
+        ({"port": 65536}, "--port must lie in"),
+        ({"port": 0, "replicas": 0}, "--replicas must be at least 1"),
+        ({"port": 0, "max_batch": 0}, "--max-batch must be at least 1"),
+        ({"port": 0, "dtype": "int8"}, "--dtype must be one of float32"),
+        ({"port": 0, "device": "tpu"}, "--device must be cpu or cuda"),
         ({"port": 0, "replicas": 99}, "99 CPUs"),
     ],
 )

@@ -11,7 +11,6 @@ Equal requests that give a seed have equal ``data``, whatever they were drawn be
 
 import asyncio
 import base64
-import json
 import secrets
 import time
 from collections import Counter
@@ -21,10 +20,9 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
 from torch import Tensor
 
 from srdd.errors import UserError
@@ -32,10 +30,17 @@ from srdd.pipeline import Pipeline
 from srdd.request import visited
 from srdd.rng import image_seeds
 from srdd_platform.images import to_png
-from srdd_platform.serving.engine import Engine, QueueFullError, SamplingError, StoppedError
+from srdd_platform.serving.engine import Engine
+from srdd_platform.serving.errors import (
+    QueueFullError,
+    SamplingError,
+    StoppedError,
+    error_response,
+)
+from srdd_platform.serving.handlers import add_handlers
+from srdd_platform.serving.middleware import MAX_BODY, BodyLimit, HeadAsGet, JsonRoute
 
 MAX_N = 64  # images a request
-MAX_BODY = 16 * 1024  # bytes
 SEEDS = 2**53  # a seed survives JSON and JavaScript
 
 Outcome = Literal["done", "refused", "failed", "cancelled"]
@@ -147,6 +152,8 @@ class Service:
             files = await asyncio.to_thread(_encode, drawn.images)
         except Exception as error:
             self._count("refused" if isinstance(error, QueueFullError) else "failed", body.n, {})
+            if isinstance(error, SamplingError) and body.seed is None:
+                error.repeats = False  # the next try has another seed
             raise
         except asyncio.CancelledError:
             self._count("cancelled", body.n, {})
@@ -204,34 +211,6 @@ def _encode(images: Tensor) -> list[str]:
     return [base64.b64encode(to_png(image)).decode() for image in images]
 
 
-class BodyLimit:
-    """ASGI middleware that answers 413 to a body that is too large, announced or not."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, counting its body."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-        if any(value.isdigit() and int(value) > MAX_BODY for value in lengths):
-            response = JSONResponse({"detail": _TOO_LARGE}, 413, {"Connection": "close"})
-            return await response(scope, receive, send)
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > MAX_BODY:
-                raise HTTPException(413, _TOO_LARGE)
-            return message
-
-        await self.app(scope, counted, send)
-
-
-_TOO_LARGE = f"the body may have at most {MAX_BODY} bytes"
 _ALLOWED = {
     "class": "a class's index or name",
     "n": f"an integer from 1 to {MAX_N}",
@@ -247,6 +226,8 @@ def _detail(error: dict[str, Any]) -> dict[str, Any]:
         message = f"unknown field; known: {', '.join(_ALLOWED)}"
     elif error["type"] == "json_invalid":
         message = f"the body is not valid JSON: {error.get('ctx', {}).get('error', '')}"
+    elif field == "body":
+        message = f'{message}; give a JSON object such as {{"class": 3}}'
     elif error["type"] != "unknown_class" and field in _ALLOWED:
         message = f"{message}; give {_ALLOWED[field]}"
     return {"loc": error["loc"], "msg": message, "type": error["type"]}
@@ -254,25 +235,28 @@ def _detail(error: dict[str, Any]) -> dict[str, Any]:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    text = json.dumps({"detail": [_detail(each) for each in error.errors()]})
-    return Response(text, 422, media_type="application/json")  # ASCII: names may be no UTF-8
-
-
-async def _failed(request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, QueueFullError | StoppedError):
-        return JSONResponse({"detail": str(error)}, 500)
-    return JSONResponse({"detail": str(error)}, 503, {"Retry-After": str(error.retry_after)})
+    details = [_detail(each) for each in error.errors()]
+    place = details[0]["loc"][1:]
+    return error_response(
+        422,
+        "; ".join(": ".join([*map(str, each["loc"][1:]), each["msg"]]) for each in details),
+        code=details[0]["type"],
+        param=str(place[0]) if place and details[0]["type"] != "json_invalid" else None,
+        detail=details,
+    )
 
 
 def create_app(service: Callable[[], Service]) -> FastAPI:
     """The API; ``service`` is called on each request, so it may come up after the routes."""
     app = FastAPI(title="srdd", docs_url=None, redoc_url=None)  # those pages load from elsewhere
+    app.router.route_class = JsonRoute
     app.add_middleware(BodyLimit)
+    app.add_middleware(HeadAsGet)
     app.add_exception_handler(RequestValidationError, _invalid)
-    for error in (QueueFullError, StoppedError, SamplingError):
-        app.add_exception_handler(error, _failed)
+    add_handlers(app)
     failures: dict[int | str, dict[str, Any]] = {
         413: {"description": "The body is too large"},
+        415: {"description": "The body is not said to be JSON, or it is compressed"},
         500: {"description": "Drawing failed"},
         503: {"description": "The queue is full: wait as long as Retry-After says"},
     }

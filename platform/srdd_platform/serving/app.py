@@ -1,125 +1,39 @@
-"""The API under Ray Serve: deployment, metrics, start and stop."""
+"""Serve a pipeline: from the command to the signal that ends it."""
 
 import io
-import logging
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import httpx
 import ray
-import torch
-from fastapi import FastAPI
 from ray import serve
-from ray.util.metrics import Counter, Histogram
 
 from srdd.errors import UserError
 from srdd.pipeline import load_pipeline
 from srdd_platform.ray_session import session
 from srdd_platform.runs import model_dir
-from srdd_platform.serving.api import MAX_N, Outcome, Service, create_app
-from srdd_platform.serving.engine import Engine
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-APPLICATION = "srdd"
-BATCHES_QUEUED = 8  # images inside a replica, in batches
-DRAIN_S = 20.0  # a stopping replica's time for the requests it has
-READY_S = 60.0
-SECONDS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
-CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # Serve's own name for it
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReplicaOptions:
-    """What a replica draws with."""
-
-    pipeline: str  # a directory that every node sees
-    max_batch: int = 32
-    max_images: int = 256  # inside the replica; beyond it a request is answered 503
-    device: str = "cpu"
-    dtype: str = "float32"
-    threads: int = 1  # torch's, on the CPU
-
-
-def _build_app() -> FastAPI:
-    """Called on the replica, after its constructor."""
-    return create_app(lambda: serve.get_replica_context().servable_object.service)
-
-
-@serve.deployment(
-    name="generator",
-    graceful_shutdown_wait_loop_s=0.5,
-    graceful_shutdown_timeout_s=DRAIN_S,
-    health_check_period_s=5,
+from srdd_platform.serving.api import MAX_N
+from srdd_platform.serving.deployment import (
+    APPLICATION,
+    DRAIN_S,
+    DTYPES,
+    ReplicaOptions,
+    deploy,
+    start,
 )
-@serve.ingress(_build_app)
-class Generator:
-    """A replica: a pipeline, warm, behind the API."""
+from srdd_platform.serving.proxy import IN_PROGRESS
 
-    def __init__(self, options: ReplicaOptions) -> None:
-        torch.set_num_threads(options.threads)
-        pipeline = load_pipeline(options.pipeline).to(options.device, DTYPES[options.dtype])
-        engine = Engine(
-            pipeline,
-            max_batch=options.max_batch,
-            max_images=options.max_images,
-            pad=options.device != "cpu",
-        )
-        engine.warm_up()
-        self._images = Counter("srdd_images", description="Images drawn.")
-        self._requests = Counter(
-            "srdd_requests", description="Requests, by outcome.", tag_keys=("outcome",)
-        )
-        self._seconds = Histogram(
-            "srdd_request_seconds",
-            description="Seconds of finished requests, by phase.",
-            boundaries=SECONDS,
-            tag_keys=("phase",),
-        )
-        self.service = Service(pipeline, engine, self._record)
-
-    def _record(self, outcome: Outcome, images: int, seconds: dict[str, float]) -> None:
-        self._requests.inc(tags={"outcome": outcome})
-        if outcome == "done":
-            self._images.inc(images)
-        for phase, value in seconds.items():
-            self._seconds.observe(value, tags={"phase": phase.removesuffix("_s")})
-
-    async def check_health(self) -> None:
-        """Ray restarts a replica whose step loop has ended."""
-        self.service.engine.check()
-
-    async def __del__(self) -> None:
-        await self.service.engine.close()
-
-
-def deploy(
-    options: ReplicaOptions, *, replicas: int = 1, name: str = APPLICATION, route_prefix: str = "/"
-) -> None:
-    """Deploy a pipeline on the Serve that runs, and wait until it is warm."""
-    gpus = 0 if options.device == "cpu" else 1
-    deployment = Generator.options(  # type: ignore[attr-defined]
-        num_replicas=replicas,
-        # The engine itself refuses what is too much; Serve's own limit must lie beyond it.
-        max_ongoing_requests=options.max_images + MAX_N,
-        ray_actor_options={"num_cpus": options.threads, "num_gpus": gpus},
-    )
-    serve.run(deployment.bind(options), name=name, route_prefix=route_prefix)
-
-
-def start(host: str, port: int) -> str:
-    """Start Serve on the Ray that this process has joined; returns its URL."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+BATCHES_QUEUED = 8  # images inside a replica, in batches
+READY_S = 60.0
+POLL_S = 0.1
+CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # Serve's own name for it
 
 
 def run(
@@ -133,8 +47,12 @@ def run(
     device: str = "cpu",
     dtype: str = "float32",
     ready: Callable[[str], None] | None = None,
+    stopping: Callable[[], None] | None = None,
 ) -> None:
-    """Serve a pipeline until SIGINT or SIGTERM.
+    """Serve a pipeline until SIGINT or SIGTERM, then finish the requests in progress.
+
+    After the signal new requests are refused, and those in progress have ``DRAIN_S`` seconds. A
+    second signal ends at once, in the exception that the signal raises elsewhere.
 
     Args:
         pipeline_dir: a pipeline directory, or the run directory that holds one.
@@ -146,6 +64,7 @@ def run(
         device: ``cpu`` or ``cuda``.
         dtype: of the transformer's weights: float32, bfloat16 or float16.
         ready: called with the URL once ``/healthz`` answers 200.
+        stopping: called after the signal, before the wait for the requests in progress.
 
     Raises:
         UserError: the port is taken, the directory holds no pipeline, a setting is wrong, the
@@ -162,35 +81,56 @@ def run(
     _check(options, replicas)
     load_pipeline(options.pipeline)  # refuse a damaged one here, in one line
     port = _free_port(host, port)
-    with ExitStack() as quiet, session(address) as cluster, _stopped_by_signals():
+    with ExitStack() as quiet, session(address) as cluster:
         gpus = 0 if device == "cpu" else replicas
         cluster.require(cpus=replicas * options.threads, gpus=gpus)
         if _serving():
             raise UserError("Ray Serve already runs on this cluster: stop it or use another one")
+        url = ""
         try:
-            url = start(host, port)
-            try:
-                deploy(options, replicas=replicas)
-            except RuntimeError as error:
-                raise UserError(f"the model did not start: {_reason()}") from error
-            _wait_healthy(url)
-            if ready is not None:
-                ready(url)
-            threading.Event().wait()
+            with _until_signal():
+                url = start(host, port)
+                try:
+                    deploy(options, replicas=replicas)
+                except RuntimeError as error:
+                    raise UserError(f"the model did not start: {_reason()}") from error
+                _wait_healthy(url)
+                if ready is not None:
+                    ready(url)
+                threading.Event().wait()
+            if stopping is not None:
+                stopping()
+            _drain(url)
         finally:  # Ray reports, late, the end of Serve's controller as a failure
             quiet.enter_context(redirect_stdout(io.StringIO()))
             serve.shutdown()
 
 
+def _drain(url: str) -> None:
+    """Take no new requests, and wait for those in progress until DRAIN_S are over.
+
+    Serve's own ``shutdown`` would end the replicas at once. ``delete`` lets them finish what they
+    have, and the proxy is then given time to send it.
+    """
+    deadline = time.monotonic() + DRAIN_S
+    if APPLICATION in serve.status().applications:  # else the signal came before
+        serve.delete(APPLICATION)
+    with httpx.Client(trust_env=False, timeout=POLL_S * 10) as client, suppress(httpx.HTTPError):
+        while client.get(f"{url}{IN_PROGRESS}").json()["requests"]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_S)
+
+
 def _check(options: ReplicaOptions, replicas: int) -> None:
     """Refuse settings by name."""
-    for name, value in (("replicas", replicas), ("max_batch", options.max_batch)):
+    for name, value in (("--replicas", replicas), ("--max-batch", options.max_batch)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
     if options.device not in ("cpu", "cuda"):
-        raise UserError(f"device must be cpu or cuda, got {options.device!r}")
+        raise UserError(f"--device must be cpu or cuda, got {options.device!r}")
     if options.dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
+        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
 
 
 def _free_port(host: str, port: int) -> int:
@@ -200,7 +140,7 @@ def _free_port(host: str, port: int) -> int:
         UserError: it is taken, or cannot be had.
     """
     if not 0 <= port < 65536:
-        raise UserError(f"port must lie in [0, 65535], got {port}")
+        raise UserError(f"--port must lie in [0, 65535], got {port}")
     try:
         family, kind, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -250,26 +190,29 @@ class _Stop(BaseException):
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """End the block quietly at the first SIGINT or SIGTERM; a second one interrupts the ending.
+def _until_signal() -> Iterator[None]:
+    """End the block quietly at the first SIGINT or SIGTERM; the next one acts as it did before.
 
     To be entered after Ray has started, which sets a handler of its own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()
         raise _Stop
 
-    before: dict[int, Any] = {
-        number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, end)
     try:
         yield
     except _Stop:
         pass
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()

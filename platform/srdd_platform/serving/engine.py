@@ -8,7 +8,6 @@ it shares a batch with.
 """
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -26,26 +25,12 @@ from srdd.rng import image_seeds
 from srdd.sample_state import SampleState, join, split
 from srdd.sampling import advance, begin, finish, sample
 from srdd_platform.images import to_uint8
-
-MAX_RETRY_S = 60
-
-
-class QueueFullError(Exception):
-    """The queue is full; ``retry_after`` whole seconds should make room."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"the queue is full: try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
-class StoppedError(Exception):
-    """The loop has ended, or was closed: nothing more is drawn until it is started anew."""
-
-    retry_after = 10
-
-
-class SamplingError(Exception):
-    """A batch failed; the message is one line and names the reason."""
+from srdd_platform.serving.errors import (
+    QueueFullError,
+    SamplingError,
+    StoppedError,
+    retry_after,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +155,7 @@ class Engine:
         self.check()
         inside = self.load.active + self.load.waiting
         if inside and inside + len(labels) > self.max_images:
-            raise QueueFullError(self._retry_after(inside))
+            raise QueueFullError(self._retry_after(inside, len(labels)))
         loop = asyncio.get_running_loop()
         if self._task is None:
             self._task = loop.create_task(self._run(), name="sampler loop")
@@ -201,10 +186,11 @@ class Engine:
         if not all(0 <= label < model.config.num_classes for label in labels):
             raise UserError(f"classes must lie in [0, {model.config.num_classes})")
 
-    def _retry_after(self, images: int) -> int:
-        """Seconds in which this many images leave, at the pace so far."""
+    def _retry_after(self, inside: int, asked: int) -> int:
+        """Seconds until there is room for so many images, or until all inside have left."""
         pace = self._busy_s / self._finished if self._finished else 1.0
-        return min(MAX_RETRY_S, max(1, math.ceil(images * pace)))
+        room = min(inside, inside + asked - self.max_images)
+        return retry_after(room * pace, inside * pace)
 
     async def _run(self) -> None:
         """Turn after turn; a failure in one is its requests' alone."""
@@ -226,9 +212,10 @@ class Engine:
                 images = await loop.run_in_executor(self._thread, self._turn, batch)
             except Exception as error:
                 reason = (str(error).splitlines() or [""])[0]
+                alone = all(piece.request is batch[0].request for piece in batch)
                 for piece in batch:
                     if not piece.gone:
-                        failure = SamplingError(f"{type(error).__name__}: {reason}")
+                        failure = SamplingError(f"{type(error).__name__}: {reason}", repeats=alone)
                         failure.__cause__ = error
                         piece.request.done.set_exception(failure)
                 continue
