@@ -153,7 +153,7 @@ class Sample:
 
     model: Path  # pipeline or run directory
     out: Path
-    classes: str | None = None  # names or indices, "3,5"; they take turns; default all
+    classes: str | None = None  # take turns: hen,3 or '"lamp, desk",index:2'; default: all
     num: int = 16  # images in all
     seed: int = 0
     device: str = "cpu"

@@ -4,6 +4,7 @@ Wrong input, a full disk or a file that cannot be read ends with exit code 2, Ct
 SIGTERM with 143. A bug keeps its traceback.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from srdd_platform.ray_session import terminated
 
 def guarded(action: Callable[[], None]) -> None:
     """Run a command. What is wrong with its input ends it in one line; a bug keeps its trace."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # the name of a file need not fit the terminal
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             action()

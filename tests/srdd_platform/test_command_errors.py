@@ -1,12 +1,15 @@
 """How a command ends: the option that a person typed is named, and a path never stands alone."""
 
 import errno
+import io
 import os
 import pickle
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
@@ -107,3 +110,16 @@ def test_a_path_in_the_way_ends_in_one_line(
     assert line.startswith(f"srdd: {tmp_path / place}: ")
     assert line.count("\n") == 1
     assert len(line.removeprefix(f"srdd: {tmp_path / place}: ").split()) >= 4
+
+
+@pytest.mark.parametrize(
+    ("encoding", "tea"), [("utf-8", "\u8336"), ("ascii", r"\u8336"), ("latin-1", r"\u8336")]
+)
+def test_a_name_that_the_terminal_cannot_show_is_printed_escaped(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, tea: str
+) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    guarded(lambda: Console().print("skipped caf\udce9.png: \u8336"))
+    terminal.flush()
+    assert terminal.buffer.getvalue().decode(encoding) == f"skipped caf\\udce9.png: {tea}\n"
