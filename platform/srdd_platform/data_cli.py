@@ -22,7 +22,7 @@ class DataPrepare:
     out: Path  # shard directory
     source: SourceName | None = None  # scikit-learn's digits, or a class/image tree
     recipe: RecipeName | None = None  # instead: a public set as its site hands it out
-    path: Path | None = None  # the tree; train/ and test/ above the classes are its split
+    path: Path | None = None  # the tree; train/ and val/ or test/ above the classes are its split
     resolution: int | None = None  # pixels a side; a recipe has its own: 256, cifar10 32
     keep: float = 1.0  # 1.125: store that much more of the side, for random crops
     seed: int = 0  # of the order, and of what is chosen where the source has no split
@@ -54,8 +54,11 @@ class DataPrepare:
         console.print(found, soft_wrap=True)
         if manifest.rule:
             console.print(f"Split: {manifest.rule}", soft_wrap=True)
+        for note in manifest.notes:
+            console.print(f"Note: {note}", soft_wrap=True)
         for skipped in manifest.skipped:
-            console.print(f"skipped {skipped.origin}: {skipped.reason}", style="yellow")
+            line = f"skipped {skipped.origin}: {skipped.reason}"
+            console.print(line, style="yellow", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +104,8 @@ class DataEncode(ReadOptions):
         store = self.open(self.data)
         skipped = inspected(store, self.max_bad)
         if skipped:
-            console.print(f"Left out of {store.name}: {left_out(skipped)}", style="yellow")
+            line = f"Left out of {store.name}: {left_out(skipped)}"
+            console.print(line, style="yellow", soft_wrap=True)
         directory = codes_dir(
             store, self.tokenizer, views=self.views, flip=self.flip, skipped=skipped
         )

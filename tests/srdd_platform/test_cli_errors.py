@@ -304,7 +304,7 @@ def test_an_unfinished_or_foreign_tokenizer(
         (["--resolution", "0"], "resolution is a side in pixels, 1 to 8192, got 0"),
         (["--resolution", "8", "--path", "x"], "digits"),
         (["--resolution", "8", "--seed", "-1"], "seed counts from 0"),
-        (["--resolution", "8", "--max-bad", "-1"], "max_bad counts from 0"),
+        (["--resolution", "8", "--max-bad", "-1"], "--max-bad counts from 0"),
     ],
 )
 def test_a_wrong_option_of_prepare(refused: Refused, options: list[str], message: str) -> None:

@@ -33,7 +33,8 @@ from srdd.errors import UserError
 from srdd_platform.data.damage import Damage, Inspections, inspect_shard, stamp
 from srdd_platform.data.index import INDEX, ShardIndex, load_index, read_index, write_index
 from srdd_platform.data.manifest import Shard
-from srdd_platform.data.pixels import BadImageError, verify_png
+from srdd_platform.data.modes import BadImageError
+from srdd_platform.data.pixels import verify_png
 from srdd_platform.data.remote import StoppedError, locate
 from srdd_platform.data.store import Request
 from srdd_platform.storage import has_credentials

@@ -18,7 +18,7 @@ from PIL import Image
 from srdd.class_names import readable
 from srdd.errors import UserError
 from srdd_platform.data.layouts import Found, Listing, class_tree
-from srdd_platform.data.pixels import Pixels, fit
+from srdd_platform.data.pixels import Loaded, fit
 
 BATCHES = "cifar-10-batches-py"
 META = "batches.meta"
@@ -48,11 +48,11 @@ def _batches(root: Path) -> Listing:
             images += [Found(names[y], f"{file.name}/{i:05d}") for i, y in enumerate(labels)]
         parts[part] = tuple(images)
 
-    def read(origin: str, resolution: int, keep: float = 1.0) -> Pixels:
+    def read(origin: str, resolution: int, keep: float = 1.0) -> Loaded:
         file, _, row = origin.partition("/")
         planes = pixels[file][int(row)].reshape(3, SIDE, SIDE)
         image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
-        return np.asarray(fit(image, resolution, keep))
+        return Loaded(np.asarray(fit(image, resolution, keep)))
 
     return Listing(parts=parts, digest=hashed.hexdigest()[:16], read=read)
 

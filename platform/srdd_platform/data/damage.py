@@ -19,7 +19,8 @@ from srdd.errors import UserError
 from srdd_platform import files
 from srdd_platform.data.index import load_index, sample_key
 from srdd_platform.data.manifest import Manifest, Shard
-from srdd_platform.data.pixels import BadImageError, read_png
+from srdd_platform.data.modes import BadImageError
+from srdd_platform.data.pixels import read_png
 
 INSPECTED = ".inspected.json"
 SHOWN = 5  # names in a message

@@ -40,6 +40,7 @@ class Listing:
     parts: dict[str, tuple[Found, ...]]  # by the site's own parts ("train", ...), in sorted order
     digest: str  # hash of names and sizes
     read: Reader
+    root: Path | None = None  # the folder that images are relative to, if they are files
 
     @property
     def images(self) -> tuple[Found, ...]:
@@ -74,6 +75,7 @@ def listed(rows: Iterable[Row], root: Path) -> Listing:
         parts={part: tuple(images) for part, images in parts.items()},
         digest=hashed.hexdigest()[:16],
         read=tree_reader(root),
+        root=root,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from srdd.errors import UserError
 from srdd_platform import files
+from srdd_platform.data.leftovers import Note
 from srdd_platform.data.pixels import stored_side
 
 FORMAT = "srdd-shards-1"
@@ -57,15 +58,17 @@ class Settings:
 class Manifest:
     """What a shard directory holds: ``manifest.json`` as an object.
 
-    ``rule``, ``unconditional`` and the setting ``keep`` are written where they are not the default.
+    ``rule``, ``unconditional``, ``notes`` and the setting ``keep`` are written where they are not
+    the default.
     """
 
     settings: Settings
     classes: tuple[str, ...]
     splits: dict[str, Split]
     skipped: tuple[Skipped, ...]
-    rule: str = ""  # how a recipe chose images, classes and split
+    rule: str = ""  # how images, classes and split were chosen
     unconditional: bool = False  # meant to be trained on without labels
+    notes: tuple[Note, ...] = ()  # what was not used, or in part, counted by kind
 
     @property
     def resolution(self) -> int:
@@ -104,6 +107,7 @@ class Manifest:
             "settings": settings,
             **({"rule": self.rule} if self.rule else {}),
             **({"unconditional": True} if self.unconditional else {}),
+            **({"notes": [asdict(note) for note in self.notes]} if self.notes else {}),
             "classes": list(self.classes),
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "skipped": [asdict(one) for one in self.skipped],
@@ -163,4 +167,5 @@ def _parse(value: dict[str, Any]) -> Manifest:
         skipped=tuple(Skipped(**one) for one in value["skipped"]),
         rule=str(value.get("rule", "")),
         unconditional=bool(value.get("unconditional", False)),
+        notes=tuple(Note(**note) for note in value.get("notes", ())),
     )

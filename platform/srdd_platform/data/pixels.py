@@ -1,23 +1,71 @@
-"""Image files to pixels: upright RGB, resized with an antialiasing filter, cut to size."""
+"""Image files to pixels: upright RGB, resized with an antialiasing filter, cut to size.
+
+What stops the pixels from being read is damage; what else a file holds (text, profiles, EXIF) is
+not looked at, apart from the orientation.
+"""
 
 import io
-from collections.abc import Callable
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+import psutil
+from PIL import Image, UnidentifiedImageError
+
+from srdd_platform.data.formats import PNG, is_heif, png_pixels, reads_heif, why_unreadable
+from srdd_platform.data.modes import BadImageError, to_rgb
 
 MAX_KEEP = 4  # times the resolution
 MAX_ASPECT = 4  # an image kept whole is cut to at most this many times its shorter side
+LARGE = 50_000_000  # pixels: no two such images are decoded at the same time
+HUGE = 178_956_970  # pixels: a JPEG is decoded at a fraction of its size
+ORIENTATION = 0x0112
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]; [R, R, 3] unless more is kept
 
 Cut = Callable[[Pixels, int], Pixels]  # (stored image, R) -> uint8 [R, R, 3]
 
+_one_large = threading.Lock()
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # its messages name no file
 
-class BadImageError(Exception):
-    """An image that cannot be used; the text says why and holds no path."""
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An image that was read."""
+
+    pixels: Pixels
+    first_of_many: bool = False  # of an animation, or of pages
+
+
+@contextmanager
+def own_files() -> Iterator[None]:
+    """While this holds, Pillow reads images of any size, and its warnings are not shown.
+
+    Its limit guards against strangers' files; a person's own may be large, and the memory there
+    is bounds them. The warnings name no file: what matters of them comes as an error.
+    """
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def stored_side(resolution: int, keep: float) -> int:
@@ -26,36 +74,81 @@ def stored_side(resolution: int, keep: float) -> int:
 
 
 def read_image(path: Path, resolution: int, keep: float = 1.0) -> Pixels:
-    """Read an image file as upright RGB and :func:`fit` it.
+    """The pixels of :func:`load_image`: uint8 [R, R, 3]; with ``keep`` above 1 [H, W, 3]."""
+    return load_image(path, resolution, keep).pixels
 
-    Returns uint8 [R, R, 3]; with ``keep`` above 1 [H, W, 3].
+
+def load_image(path: Path, resolution: int, keep: float = 1.0) -> Loaded:
+    """Read an image file as upright RGB and :func:`fit` it. Of several images the first is taken.
 
     Raises:
         BadImageError: the file cannot be read as an image.
     """
+    data = b""
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            return np.asarray(fit(to_rgb(ImageOps.exif_transpose(image)), resolution, keep))
-    except UnidentifiedImageError:
-        raise BadImageError("not an image of a known format") from None
-    except MemoryError:
+        data = path.read_bytes()
+        return _loaded(data, resolution, keep)
+    except (BadImageError, MemoryError):
         raise
     except Exception as error:  # Pillow raises nearly anything on a damaged file
+        if data.startswith(PNG):  # large text or a damaged profile stops it as well
+            try:
+                return _loaded(png_pixels(data), resolution, keep)
+            except (BadImageError, MemoryError):
+                raise
+            except Exception:  # the pixels are damaged: the first error says how
+                pass
+        if isinstance(error, UnidentifiedImageError):
+            raise BadImageError(why_unreadable(data)) from None
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadImageError(text or type(error).__name__) from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB: 16-bit grey is scaled to 8, transparency is laid on white."""
-    if image.mode == "F":
-        raise BadImageError("floating-point pixels: save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit grey
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+def _loaded(data: bytes, resolution: int, keep: float) -> Loaded:
+    if is_heif(data):
+        reads_heif()
+    image = Image.open(io.BytesIO(data))
+    num = image.width * image.height
+    with _one_large if num > LARGE else nullcontext():
+        if num > HUGE:
+            image.draft(None, (4 * stored_side(resolution, keep),) * 2)  # JPEG alone
+        if num > LARGE:
+            _check_memory(image)
+        image.load()
+        pixels = np.asarray(fit(to_rgb(_upright(image)), resolution, keep))
+    return Loaded(pixels, _first_of_many(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A loaded image, turned as its EXIF says; without EXIF that can be read it stays as it is."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # as above
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _first_of_many(image: Image.Image) -> bool:
+    if image.format == "MPO":  # a photo, whose other images are a camera's own (depth, preview)
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # there is a second one, and it is damaged
+        return True
+
+
+def _check_memory(image: Image.Image) -> None:
+    """Refuse an image that would not fit into memory.
+
+    Raises:
+        BadImageError: it says how much it takes, and how much is free.
+    """
+    own = 1 if image.mode in ("1", "L", "P") else 4
+    more = 16 if image.has_transparency_data else 4
+    need = image.width * image.height * (2 * own + more)
+    if need > (free := psutil.virtual_memory().available):
+        raise BadImageError(f"{image.width}x{image.height} pixels take {need / 1e9:.1f} GB of "
+                            f"memory, {free / 1e9:.1f} GB are free: make it smaller")  # fmt: skip
 
 
 def fit(image: Image.Image, resolution: int, keep: float = 1.0) -> Image.Image:

@@ -15,6 +15,7 @@ from srdd.errors import UserError
 from srdd_platform.data import layouts
 from srdd_platform.data.cifar import cifar10
 from srdd_platform.data.layouts import Found, Listing
+from srdd_platform.data.leftovers import Note, left_aside
 from srdd_platform.data.sources import SPLITS, Entry, Source
 
 Splits = dict[str, list[Found]]  # "train" and "val"
@@ -210,6 +211,11 @@ def open_recipe(
                             "--allow-counts")  # fmt: skip
         rule += f"; not the published set: {found} instead of {published}"
     labels = {name: label for label, name in enumerate(classes)}
+
+    def notes() -> list[Note]:
+        used = {image.origin for images in splits.values() for image in images}
+        return left_aside(listing.root, used) if listing.root else []
+
     return Source(
         kind=recipe.name,
         classes=classes,
@@ -221,4 +227,5 @@ def open_recipe(
         read=listing.read,
         rule=rule,
         unconditional=recipe.unconditional,
+        notes=notes,
     )

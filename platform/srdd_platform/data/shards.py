@@ -7,27 +7,26 @@ counts up through the split. Beside each shard lies its index (:mod:`srdd_platfo
 The same input gives the same bytes: no time, no absolute path.
 """
 
-import io
 import json
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
 import webdataset as wds
-from PIL import Image
 
 from srdd.errors import UserError
 from srdd_platform import files
+from srdd_platform.data.encoding import Encoded, encoded
 from srdd_platform.data.index import load_index
+from srdd_platform.data.leftovers import Note
 from srdd_platform.data.manifest import MANIFEST, Manifest, Settings, Shard, Skipped, Split
-from srdd_platform.data.pixels import MAX_KEEP, BadImageError, stored_side
+from srdd_platform.data.pixels import MAX_KEEP, own_files, stored_side
 from srdd_platform.data.recipes import Recipe, open_recipe
-from srdd_platform.data.sources import SPLITS, Item, Source, open_source
+from srdd_platform.data.sources import SPLITS, Source, open_source
 
 MIN_MAX_BAD = 10
 
@@ -79,13 +78,14 @@ def prepare(
     target = out.resolve()  # "." has no name to put a temporary directory beside, a link no content
     if path is not None and target.is_relative_to(path.resolve()):
         raise UserError(f"{out} lies inside the source {path}: choose a directory outside it")
-    try:
+    with _reading():
         if isinstance(source, Recipe):
             listed = open_recipe(source, path, seed=seed, allow_counts=allow_counts)
         else:
             listed = open_source(source, path, seed=seed, val_fraction=val_fraction)
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    if not listed.entries["val"]:
+        raise UserError(f"{path} has one image a class, so that none can be held out: add images, "
+                        "or put some into val/ and the others into train/, by class")  # fmt: skip
     settings = Settings(
         source=listed.kind,
         resolution=resolution,
@@ -99,9 +99,11 @@ def prepare(
     try:
         if finished := _finished(out, settings):
             return finished
-        with files.atomic_path(target) as temporary:
+        with _reading():
+            notes = listed.notes()
+        with files.atomic_path(target) as temporary, own_files():
             temporary.mkdir()
-            manifest = _write(temporary, listed, settings, limit, workers, progress)
+            manifest = _write(temporary, listed, notes, settings, limit, workers, progress)
             if finished := _finished(out, settings):  # another run was faster
                 raise _OvertakenError
             if target.is_dir():
@@ -119,9 +121,19 @@ class _OvertakenError(Exception):
     """Another run finished the same directory first."""
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Say what of a source cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
 def _write(
     directory: Path,
     source: Source,
+    notes: Sequence[Note],
     settings: Settings,
     limit: int,
     workers: int | None,
@@ -129,15 +141,18 @@ def _write(
 ) -> Manifest:
     skipped: list[Skipped] = []
     counts = {split: Counter[int]() for split in SPLITS}
+    firsts = 0
 
-    def good() -> Generator[tuple[Item, bytes], None, None]:
+    def good() -> Generator[Encoded, None, None]:
+        nonlocal firsts
         items = source.items(seed=settings.seed, resolution=settings.resolution, keep=settings.keep)
-        for done, (item, png) in enumerate(_encoded(items, workers), start=1):
-            if isinstance(png, bytes):
-                counts[item.split][item.label] += 1
-                yield item, png
+        for done, image in enumerate(encoded(items, workers), start=1):
+            if not image.error:
+                counts[image.item.split][image.item.label] += 1
+                firsts += image.first_of_many
+                yield image
             else:
-                skipped.append(Skipped(origin=item.origin, reason=str(png)))
+                skipped.append(Skipped(origin=image.item.origin, reason=image.error))
                 if len(skipped) > limit:
                     raise UserError(_too_many(skipped, limit))
             if progress is not None:
@@ -145,12 +160,17 @@ def _write(
 
     shards: dict[str, tuple[Shard, ...]] = dict.fromkeys(SPLITS, ())
     with closing(good()) as samples:
-        for split, of_split in groupby(samples, key=lambda sample: sample[0].split):
+        for split, of_split in groupby(samples, key=lambda image: image.item.split):
             shards[split] = tuple(_write_split(directory, split, of_split, source, settings))
     for label, name in enumerate(source.classes):
         if not counts["train"][label]:
             raise UserError(f"class {name!r} has no readable training image ({len(skipped)} "
                             f"skipped in all): repair or remove it{_first(skipped)}")  # fmt: skip
+    if not counts["val"]:
+        raise UserError(f"no held-out image can be read ({len(skipped)} skipped in all): repair "
+                        f"them{_first(skipped)}")  # fmt: skip
+    if firsts:
+        notes = [*notes, Note(firsts, "animated or multi-page files: the first image is taken")]
     manifest = Manifest(
         settings=settings,
         classes=source.classes,
@@ -165,6 +185,7 @@ def _write(
         skipped=tuple(skipped),
         rule=source.rule,
         unconditional=source.unconditional,
+        notes=tuple(notes),
     )
     files.write_json(directory / MANIFEST, manifest.to_json())
     return manifest
@@ -173,7 +194,7 @@ def _write(
 def _write_split(
     directory: Path,
     split: str,
-    samples: Iterator[tuple[Item, bytes]],
+    samples: Iterator[Encoded],
     source: Source,
     settings: Settings,
 ) -> Iterator[Shard]:
@@ -183,14 +204,15 @@ def _write_split(
         num = 0
         with path.open("wb") as file:
             with wds.TarWriter(file, encoder=False, mtime=0) as tar:
-                for i, (item, png) in shard:
+                for i, image in shard:
+                    item = image.item
                     about = {"class_name": source.classes[item.label], "origin": item.origin}
                     tar.write(
                         {
                             "__key__": f"{split}-{i:08d}",
                             "cls": str(item.label).encode(),
                             "json": json.dumps(about, sort_keys=True).encode(),
-                            "png": png,
+                            "png": image.png,
                         }
                     )
                     num += 1
@@ -204,35 +226,6 @@ def _write_split(
         )
         load_index(path, written, split, number * size, source.classes)  # writes it
         yield written
-
-
-def _encoded(
-    items: Iterable[Item], workers: int | None
-) -> Iterator[tuple[Item, bytes | BadImageError]]:
-    """Read and encode items in threads, in their order, a few ahead of the writer."""
-    workers = workers or min(8, os.cpu_count() or 1)
-    ahead: deque[Future[tuple[Item, bytes | BadImageError]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                ahead.append(pool.submit(_encode, item))
-                if len(ahead) >= 4 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
-
-
-def _encode(item: Item) -> tuple[Item, bytes | BadImageError]:
-    try:
-        pixels = item.load()
-    except BadImageError as error:
-        return item, error
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return item, buffer.getvalue()
 
 
 def _finished(out: Path, settings: Settings) -> Manifest | None:
@@ -277,24 +270,22 @@ def _check_settings(
     shard_size: int | None,
     max_bad: int | None,
 ) -> None:
-    if not 1 <= resolution <= 8192:
-        raise UserError(f"resolution is a side in pixels, 1 to 8192, got {resolution}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed counts from 0, got {seed}")
-    if not 1.0 <= keep <= MAX_KEEP:
-        raise UserError(f"keep lies between 1 and {MAX_KEEP}, got {keep}")
-    if not 0.0 < val_fraction < 1.0:
-        raise UserError(f"val_fraction lies between 0 and 1, got {val_fraction}")
-    if shard_size is not None and shard_size < 1:
-        raise UserError(f"shard_size_images counts from 1, got {shard_size}")
-    if max_bad is not None and max_bad < 0:
-        raise UserError(f"max_bad counts from 0, got {max_bad}")
+    for good, name, rule, value in (
+        (1 <= resolution <= 8192, "resolution", "is a side in pixels, 1 to 8192", resolution),
+        (0 <= seed < 2**63, "seed", "counts from 0", seed),
+        (1.0 <= keep <= MAX_KEEP, "keep", f"lies between 1 and {MAX_KEEP}", keep),
+        (0.0 < val_fraction < 1.0, "val_fraction", "lies between 0 and 1", val_fraction),
+        (shard_size is None or shard_size >= 1, "shard_size_images", "counts from 1", shard_size),
+        (max_bad is None or max_bad >= 0, "max_bad", "counts from 0", max_bad),
+    ):
+        if not good:
+            raise UserError(f"{name} {rule}, got {value}", field=name)
 
 
 def _too_many(skipped: list[Skipped], limit: int) -> str:
     return (
-        f"more than {limit} images cannot be read: repair or remove them, or allow more with "
-        f"max_bad{_first(skipped)}"
+        f"more than {limit} images cannot be read: repair or remove them, or allow more by "
+        f"--max-bad{_first(skipped)}"
     )
 
 

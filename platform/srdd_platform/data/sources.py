@@ -5,13 +5,12 @@ shuffled order: shards sorted by class would hurt every reader that streams them
 """
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,32 +18,32 @@ from PIL import Image
 
 from srdd.class_names import classes_of_folders
 from srdd.errors import UserError
-from srdd_platform.data.pixels import Pixels, read_image, stored_side
+from srdd_platform.data.leftovers import Note, left_aside, listed, nested
+from srdd_platform.data.pixels import Loaded, load_image, stored_side
+from srdd_platform.data.splits import find_splits
 from srdd_platform.data.tree import images_below, subfolders
 
 SPLITS = ("train", "val")
 SPLIT_DRAWS, ORDER_DRAWS, EPOCH_DRAWS = 1, 2, 3  # so that no two uses share their draws
 AUGMENT_DRAWS, VIEW_DRAWS = 4, 5
 
-logger = logging.getLogger(__name__)
-
 
 class Reader(Protocol):
     """Reads one image of a source; see :func:`srdd_platform.data.pixels.fit` for ``keep``."""
 
-    def __call__(self, origin: str, resolution: int, keep: float = 1.0) -> Pixels:
-        """Return uint8 [R, R, 3], or raise BadImageError."""
+    def __call__(self, origin: str, resolution: int, keep: float = 1.0) -> Loaded:
+        """Return an image with pixels [R, R, 3], or raise BadImageError."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to come. ``load()`` returns uint8 [R, R, 3] or raises BadImageError."""
+    """One image to come. ``load()`` returns pixels [R, R, 3] or raises BadImageError."""
 
     split: str
     label: int
     origin: str  # relative to the source: "train/cat/001.jpg", "digits/0042"
-    load: Callable[[], Pixels]
+    load: Callable[[], Loaded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +63,9 @@ class Source:
     entries: dict[str, tuple[Entry, ...]]  # split -> images, in sorted order
     listing: str  # hash of names and sizes: another value means other files
     read: Reader
-    rule: str = ""  # how images, classes and split were chosen, where a recipe chose them
+    rule: str = ""  # how images, classes and split were chosen
     unconditional: bool = False  # trained without labels
+    notes: Callable[[], list[Note]] = list  # looks for what is not used
 
     def __len__(self) -> int:
         return sum(len(entries) for entries in self.entries.values())
@@ -115,12 +115,12 @@ def digits(*, seed: int, val_fraction: float) -> Source:
     images = np.round(bunch.images * 255 / 16).astype(np.uint8)  # [1797, 8, 8]
     labels = [int(label) for label in bunch.target]
 
-    def read(origin: str, resolution: int, keep: float = 1.0) -> Pixels:
+    def read(origin: str, resolution: int, keep: float = 1.0) -> Loaded:
         image = Image.fromarray(images[int(origin.rpartition("/")[2])])
         side = stored_side(resolution, keep)
         if side != image.width:
             image = image.resize((side, side), Image.Resampling.BICUBIC)
-        return np.asarray(image.convert("RGB"))
+        return Loaded(np.asarray(image.convert("RGB")))
 
     return Source(
         kind="digits",
@@ -134,15 +134,19 @@ def digits(*, seed: int, val_fraction: float) -> Source:
 
 
 def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
-    """A tree of class folders, below ``train/`` and ``val/`` (or ``test/``) where these exist.
+    """A tree of class folders, below the folders of its splits where it has some.
 
-    Without a second split the training images are split by class. Where val/ and test/ both
-    exist, val/ is taken and test/ is left alone. Hidden files and unknown extensions are ignored.
+    :mod:`srdd_platform.data.splits` says which folders are splits. Where none is held out, a
+    share of each class is. An image in a folder inside a class folder counts for the class.
+
+    Raises:
+        UserError: no class folders, or one without images.
     """
     if not path.is_dir():
         wrong = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {wrong}: give the folder that holds the class folders")
-    roots = _split_roots(path)
+    found = find_splits(path)
+    roots = found.roots
     folders = {
         split: classes_of_folders(subfolders(path / root), str(path / root))
         for split, root in roots.items()
@@ -156,14 +160,13 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
     entries: dict[str, list[Entry]] = {}
     for split, root in roots.items():
         if unknown := sorted(folders[split].keys() - set(classes)):
-            raise UserError(f"{path / root} has class {unknown[0]!r}, which train has not: rename "
-                            "or remove it")  # fmt: skip
+            raise UserError(f"{path / root} has class {unknown[0]!r}, which {roots['train']} has "
+                            "not: rename or remove it")  # fmt: skip
         entries[split] = []
         for name, below in folders[split].items():
             images = list(images_below(path / root / below, f"{root}/{below}" if root else below))
             if not images:
-                raise UserError(f"class folder {path / root / below} has no images: remove it or "
-                                "add some")  # fmt: skip
+                raise UserError(_without_images(path / root / below))
             for origin, size in images:
                 entries[split].append(Entry(labels[name], origin))
                 listing.update(os.fsencode(f"{split}\0{origin}\0{size}\n"))
@@ -171,20 +174,42 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
         split_entries = {split: tuple(entries[split]) for split in SPLITS}
     else:
         split_entries = _split(entries["train"], val_fraction, seed)
+
+    def notes() -> list[Note]:
+        used = {entry.origin for split in entries.values() for entry in split}
+        single = [] if found.val else _single(classes, entries["train"])
+        return [*left_aside(path, used, found.aside), *nested(used, roots.values()), *single]
+
     return Source(
         kind="folder",
         classes=classes,
         entries=split_entries,
         listing=listing.hexdigest()[:16],
         read=tree_reader(path),
+        rule=found.rule(val_fraction),
+        notes=notes,
     )
+
+
+def _single(classes: Sequence[str], entries: Sequence[Entry]) -> list[Note]:
+    """Classes of which no image can be held out."""
+    counts = np.bincount([entry.label for entry in entries])
+    return listed({name: 1 for name, num in zip(classes, counts, strict=True) if num == 1},
+                  "classes with one image, of which none is held out")  # fmt: skip
+
+
+def _without_images(path: Path) -> str:
+    """Why a class folder is refused, with what it holds instead."""
+    inside = "; ".join(map(str, left_aside(path, ())))
+    return (f"class folder {path} has no images{inside and f' ({inside})'}: remove it or add "
+            "some")  # fmt: skip
 
 
 def tree_reader(root: Path) -> Reader:
     """Reads image files by their place below ``root``."""
 
-    def read(origin: str, resolution: int, keep: float = 1.0) -> Pixels:
-        return read_image(root / origin, resolution, keep)
+    def read(origin: str, resolution: int, keep: float = 1.0) -> Loaded:
+        return load_image(root / origin, resolution, keep)
 
     return read
 
@@ -216,14 +241,3 @@ def _split(entries: list[Entry], fraction: float, seed: int) -> dict[str, tuple[
         "train": tuple(entry for entry, chosen in pairs if not chosen),
         "val": tuple(entry for entry, chosen in pairs if chosen),
     }
-
-
-def _split_roots(path: Path) -> dict[Literal["train", "val"], str]:
-    """Folders of the splits, relative to ``path``; "" where the classes lie in ``path`` itself."""
-    names = subfolders(path)
-    held_out = [name for name in ("val", "test") if name in names]
-    if "train" not in names or not subfolders(path / "train") or not (held_out or len(names) == 1):
-        return {"train": ""}
-    if len(held_out) == 2:
-        logger.warning("%s has val and test: val is used, test is left out", path)
-    return {"train": "train", "val": held_out[0]} if held_out else {"train": "train"}

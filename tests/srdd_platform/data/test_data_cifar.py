@@ -84,12 +84,12 @@ def test_pixels_and_labels(batches: Path, below: str) -> None:
         data, labels = batch(number)
         for i in range(4):
             planes = data[i].reshape(3, 32, 32)
-            pixels = listing.read(f"{name}/{i:05d}", 32)
+            pixels = listing.read(f"{name}/{i:05d}", 32).pixels
             np.testing.assert_array_equal(pixels, planes.transpose(1, 2, 0))
         found = [image.name for image in listing.images if image.origin.startswith(name)]
         assert found == [NAMES[label] for label in labels]
-    assert listing.read("test_batch/00000", 16).shape == (16, 16, 3)
-    assert listing.read("test_batch/00000", 32, 1.125).shape == (36, 36, 3)
+    assert listing.read("test_batch/00000", 16).pixels.shape == (16, 16, 3)
+    assert listing.read("test_batch/00000", 32, 1.125).pixels.shape == (36, 36, 3)
 
 
 class Evil:

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from srdd.errors import UserError
-from srdd_platform.data.pixels import BadImageError, fit, read_image
+from srdd_platform.data.modes import BadImageError
+from srdd_platform.data.pixels import fit, read_image
 from srdd_platform.data.sources import (
     digits,
     folder,
@@ -54,15 +55,15 @@ def test_digits_pixels_at_their_own_size() -> None:
     for item in source.items(seed=0, resolution=8):
         i = int(item.origin.removeprefix("digits/"))
         expected = np.floor(bunch.images[i] * 255 / 16 + 0.5).astype(np.uint8)
-        np.testing.assert_array_equal(item.load(), np.stack([expected] * 3, axis=-1))
+        np.testing.assert_array_equal(item.load().pixels, np.stack([expected] * 3, axis=-1))
         assert item.label == bunch.target[i]
 
 
 def test_digits_are_enlarged_bicubically() -> None:
     source = digits(seed=0, val_fraction=0.2)
-    small = Image.fromarray(source.read("digits/0003", 8)[..., 0])
+    small = Image.fromarray(source.read("digits/0003", 8).pixels[..., 0])
     expected = np.asarray(small.resize((16, 16), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(source.read("digits/0003", 16)[..., 1], expected)
+    np.testing.assert_array_equal(source.read("digits/0003", 16).pixels[..., 1], expected)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 9, 100])
