@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from srdd.class_names import escaped
 from srdd.errors import UserError
 from srdd_platform.data_options import ReadOptions, left_out
 
@@ -50,14 +51,15 @@ class DataPrepare:
                 progress=lambda done, total: progress.update(bar, completed=done, total=total),
             )  # fmt: skip
         sizes = ", ".join(f"{name} {split.num}" for name, split in manifest.splits.items())
-        found = f"{self.out}: {len(manifest.classes)} classes, {sizes} images"
+        num = len(manifest.classes)
+        found = f"{self.out}: {num} class{'es' * (num != 1)}, {sizes} images"
         console.print(found, soft_wrap=True)
         if manifest.rule:
             console.print(f"Split: {manifest.rule}", soft_wrap=True)
         for note in manifest.notes:
             console.print(f"Note: {note}", soft_wrap=True)
         for skipped in manifest.skipped:
-            line = f"skipped {skipped.origin}: {skipped.reason}"
+            line = f"skipped {escaped(skipped.origin)}: {skipped.reason}"
             console.print(line, style="yellow", soft_wrap=True)
 
 

@@ -102,7 +102,11 @@ class Evaluator:
             raise UserError(f"the model draws {side} px images, the data's are {images.shape[-1]}")
         features = self.extractor(images)
         found, wanted = features.logits_nK.shape[1], self.num_classes
-        if evaluation.extractor == "classifier" and found != wanted:
+        self.judges_classes = (
+            evaluation.extractor == "classifier"
+            and not self.pipeline.transformer.config.unconditional
+        )
+        if self.judges_classes and found != wanted:
             raise UserError(f"the classifier knows {found} classes, the model {wanted}")
         self.reference = Reference(features)
 
@@ -117,8 +121,8 @@ class Evaluator:
 
     def quality(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """The metrics of uint8 images [n, 3, R, R] of the classes asked for."""
-        known = self.evaluation.extractor == "classifier"
-        return measure(self.extractor(images), self.reference, labels, accuracy=known)
+        features = self.extractor(images)
+        return measure(features, self.reference, labels, accuracy=self.judges_classes)
 
     def _row(self, **values: Any) -> Row:
         reference = f"train n={self.num_real}"

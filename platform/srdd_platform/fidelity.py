@@ -87,9 +87,25 @@ class Extractor:
         return Features(features, logits)
 
 
+def check_classes(num: int, name: str) -> None:
+    """Refuse a classifier of one class: its loss is 0 from the start, and its weights stay random.
+
+    Args:
+        num: classes.
+        name: of what has them, for the message.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    if num < 2:
+        raise UserError(f"{name} has one class, so a classifier has nothing to tell apart: give "
+                        "sweeps and distill --extractor inception --weights FILE")  # fmt: skip
+
+
 def _classifier_class(fidelity: Any, directory: Path) -> Any:
     """torch-fidelity's extractor interface around a :class:`Classifier`."""
     config = read_config(directory, "classifier", ClassifierConfig)
+    check_classes(config.num_classes, str(directory))
 
     class ClassifierExtractor(fidelity.FeatureExtractorBase):  # type: ignore[misc]
         """Pooled features and logits of the classifier."""

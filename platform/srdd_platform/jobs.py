@@ -21,6 +21,7 @@ from srdd_platform.data_options import (
     location,
     pixel_settings,
 )
+from srdd_platform.fidelity import check_classes
 from srdd_platform.files import digest, sha256_file
 from srdd_platform.options import Options, Parallel, TransformerOptions
 from srdd_platform.runs import decisive, model_dir, tokenizer_dir
@@ -124,8 +125,10 @@ def make_job(
             f"{manifest.resolution} px ones: prepare them with --resolution "
             f"{preset.tokenizer.resolution}"
         )
-    skipped = inspected(store, options.max_bad)
     num_classes = len(manifest.classes)
+    if kind == "classifier":
+        check_classes(num_classes, str(data))
+    skipped = inspected(store, options.max_bad)
     settings: dict[str, Any]
     codes = ""
     more: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from srdd.presets import Preset
 from srdd_platform.codes import codes_dir, encode
 from srdd_platform.data import Manifest, prepare
 from srdd_platform.extend import is_finished
+from srdd_platform.fidelity import check_classes
 from srdd_platform.jobs import Job, make_job
 from srdd_platform.launch import train
 from srdd_platform.options import Options
@@ -37,7 +38,10 @@ def ready_models(
     options = Options(device="cuda" if args.device.startswith("cuda") else "cpu")
     if args.model is not None and args.data is not None:
         pipeline, manifest = load_pipeline(args.model), Manifest.load(args.data)
-        check_data(pipeline, args.model, manifest, args.data)
+        labelled = not pipeline.transformer.config.unconditional
+        check_data(pipeline, args.model, manifest, args.data, classes=labelled)
+        if args.extractor == "classifier":
+            check_classes(len(manifest.classes), str(args.data))
         held_out = manifest.splits["val"].num if "val" in manifest.splits else 0
         if held_out < MIN_IMAGES:
             raise UserError(

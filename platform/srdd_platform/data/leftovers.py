@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from srdd.class_names import escaped
 from srdd_platform.data.formats import REMEDIES
 from srdd_platform.data.tree import entries_below, extension, is_hidden, is_image
 
@@ -36,9 +37,9 @@ def left_aside(
     images, unread, others, hidden = (Counter[str]() for _ in range(4))
     broken = 0
     for place, entry in entries_below(root, ""):
-        end = extension(entry.name)
         if place in used:
             continue
+        end = extension(entry.name)
         if is_hidden(entry.name):
             hidden[entry.name] += 1
         elif is_image(entry):
@@ -51,7 +52,10 @@ def left_aside(
             others[end or "without an extension"] += 1
     return [
         *_images(images, dict(aside)),
-        *(Note(num, f"{end}: {REMEDIES[end]}") for end, num in sorted(unread.items())),
+        *(
+            Note(num, f"{end} files are not read: {REMEDIES[end]}")
+            for end, num in sorted(unread.items())
+        ),
         *listed(others, "other files"),
         *listed(hidden, "hidden or system files and folders"),
         *([Note(broken, "broken links")] if broken else []),
@@ -74,7 +78,7 @@ def nested(used: Collection[str], roots: Collection[str]) -> list[Note]:
     ]
     if not deep:
         return []
-    folder = os.path.dirname(min(deep))
+    folder = escaped(os.path.dirname(min(deep)))
     return [Note(len(deep), f"images in folders inside class folders, such as {folder}/: they "
                             "count for their class")]  # fmt: skip
 
@@ -91,7 +95,7 @@ def _images(images: Counter[str], why: dict[str, str]) -> Iterator[Note]:
     plain = {folder: num for folder, num in images.items() if folder and folder not in why}
     for folder, reason in why.items():
         if images[folder]:
-            yield Note(images[folder], f"images in {folder}/ are not used: {reason}")
+            yield Note(images[folder], f"images in {escaped(folder)}/ are not used: {reason}")
     if plain:
         yield Note(sum(plain.values()), f"images in {_names([f'{name}/' for name in plain])} "
                                         "are not taken")  # fmt: skip
@@ -109,4 +113,4 @@ def listed(found: Mapping[str, int], what: str) -> list[Note]:
 
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return escaped(", ".join(names[:SHOWN])) + more

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from srdd.class_names import normalise
 from srdd.errors import UserError
 from srdd_platform.data.tree import has_images, subfolders
 
@@ -128,7 +129,7 @@ def _look(path: Path, name: str) -> _Folder:
     if len(inner) == 1 and role and _role(inner[0])[0] == role:  # training_set/training_set/
         name = f"{name}/{inner[0]}"
         inner = subfolders(path / name)
-    classes = frozenset(sub for sub in inner if role and has_images(path / name / sub))
+    classes = frozenset(normalise(sub) for sub in inner if role and has_images(path / name / sub))
     images = bool(classes) or has_images(path / name)
     return _Folder(name=name, role=role, sure=sure, classes=classes, images=images)
 
