@@ -11,6 +11,7 @@ from srdd.errors import UserError
 from srdd.masks import Mask
 from srdd.presets import get_preset
 from srdd_platform.command_errors import guarded
+from srdd_platform.command_line import parse_command
 from srdd_platform.convert_cli import Convert, Export
 from srdd_platform.data_cli import Data
 from srdd_platform.option_names import as_option
@@ -120,7 +121,6 @@ class TrainDistill(TrainOptions):
 
     def run(self, console: Console) -> None:
         """Train the stages, and print the table."""
-        from srdd_platform.data_options import location
         from srdd_platform.distill import (
             Distillation,
             distill,
@@ -129,10 +129,11 @@ class TrainDistill(TrainOptions):
             stage_steps,
         )
         from srdd_platform.evaluate import EvaluationConfig
+        from srdd_platform.location import parse_location
 
         preset = get_preset(self.preset)
         evaluation = EvaluationConfig(
-            data=location(self.data), extractor=self.extractor,
+            data=str(parse_location(self.data, "--data")), extractor=self.extractor,
             weights=str(self.weights.resolve()) if self.weights else "", num=self.num,
             batch_size=self.sample_batch, device=self.training.device,
         )  # fmt: skip
@@ -264,7 +265,7 @@ def main() -> None:
 
 
 def _run_command() -> None:
-    command: Any = tyro.cli(
+    command: Any = parse_command(
         Command,
         prog="srdd",
         description="Train, search, compare and serve scale-wise image generators.",

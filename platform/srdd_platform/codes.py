@@ -36,8 +36,9 @@ from srdd_platform.data import Augmentation, Manifest, ShardDataset, Store, stac
 from srdd_platform.data.ahead import read_ahead
 from srdd_platform.data.damage import Skipped
 from srdd_platform.data.sources import VIEW_DRAWS
-from srdd_platform.data_options import ReadOptions, inspected, location
+from srdd_platform.data_options import ReadOptions, inspected
 from srdd_platform.files import atomic_path, digest, read_json, sha256_file, write_json
+from srdd_platform.location import parse_location
 from srdd_platform.runs import tokenizer_dir
 
 FORMAT = "srdd-codes-1"
@@ -198,8 +199,8 @@ def encode(
     if config.vocab_size > MAX_VOCAB:
         raise UserError(f"codes are uint16: vocab_size {config.vocab_size} exceeds {MAX_VOCAB}")
     extraction = Extraction(
-        data=location(data), tokenizer=str(tokenizer.resolve()), views=views, flip=flip,
-        skipped=skipped, reading=reading.alone(), device=device,
+        data=str(parse_location(str(data), "--data")), tokenizer=str(tokenizer.resolve()),
+        views=views, flip=flip, skipped=skipped, reading=reading.alone(), device=device,
     )  # fmt: skip
     task = ray.remote(encode_shard).options(
         num_cpus=1, num_gpus=int(device == "cuda"), name="encode codes"

@@ -83,11 +83,6 @@ def left_out(skipped: Mapping[str, Skipped]) -> str:
     )
 
 
-def location(data: str | Path) -> str:
-    """Where data lies, for any process: a URI, or an absolute path."""
-    return str(data) if "://" in str(data) else str(Path(data).resolve())
-
-
 def pixel_settings(options: DataOptions, manifest: Manifest) -> dict[str, Any]:
     """The settings of a training on pixels; none where every image is read as it is.
 

@@ -45,6 +45,7 @@ from srdd_platform.fidelity import load_extractor
 from srdd_platform.files import atomic_path
 from srdd_platform.jobs import Job, make_job
 from srdd_platform.launch import train
+from srdd_platform.location import parse_location
 from srdd_platform.models import check_data
 from srdd_platform.options import TransformerOptions
 from srdd_platform.ray_session import Session, session
@@ -215,11 +216,11 @@ def _stage_job(
     job: Distillation, preset: Preset, number: int, tokenizer: Path, source: Path
 ) -> Job:
     """The training of a stage: on codes of ``tokenizer``, begun with the weights of ``source``."""
-    afar = job.options.checkpoints
+    afar = job.options.settled_checkpoints
     options = replace(
         job.options, max_steps=job.steps, init_from=source,
         unconditional=preset.transformer.unconditional,
-        checkpoints=f"{afar.rstrip('/')}/stage_{number}" if afar else None,
+        checkpoints=str(parse_location(afar) / f"stage_{number}") if afar else None,
     )  # fmt: skip
     return make_job(
         "transformer", preset, job.data, job.run(number), options, tokenizer=tokenizer,

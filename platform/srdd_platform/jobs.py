@@ -18,14 +18,13 @@ from srdd_platform.data_options import (
     CACHE_GB,
     code_settings,
     inspected,
-    location,
     pixel_settings,
 )
 from srdd_platform.fidelity import check_classes
 from srdd_platform.files import digest, sha256_file
+from srdd_platform.location import parse_location
 from srdd_platform.options import Options, Parallel, TransformerOptions
 from srdd_platform.runs import decisive, model_dir, tokenizer_dir
-from srdd_platform.storage import settled
 from srdd_platform.tokenizer_options import tokenizer_settings
 
 Kind = Literal["tokenizer", "transformer", "classifier"]
@@ -179,7 +178,7 @@ def make_job(
     return Job(
         kind=kind,
         run=str(out.resolve()),
-        data=location(data),
+        data=str(parse_location(str(data), "--data")),
         settings=settings,
         tokenizer=str(tokenizer.resolve()) if tokenizer else "",
         codes=codes,
@@ -187,7 +186,7 @@ def make_job(
         min_workers=options.worker_range[0],
         max_failures=options.max_failures,
         wait_for_resources=options.wait_for_resources,
-        checkpoints=settled(options.checkpoints or ""),
+        checkpoints=options.settled_checkpoints,
         keep_checkpoints=options.keep_checkpoints,
         parallel=options.parallel,
         device=options.device,

@@ -14,6 +14,7 @@ from srdd.train.config import (
     TransformerLossConfig,
 )
 from srdd_platform.data_options import DataOptions
+from srdd_platform.location import parse_location
 
 Parallel = Literal["ddp", "fsdp"]
 C = TypeVar("C", OptimConfig, TransformerLossConfig)
@@ -54,7 +55,7 @@ class Options(DataOptions):
 
     def __post_init__(self) -> None:
         self.check_data()
-        _ = self.worker_range
+        _ = self.worker_range, self.settled_checkpoints
         at_least = {
             "extend_to": 0, "validate_every": 0, "grid_every": 0, "max_failures": 0,
             "wait_for_resources": 0, "keep_checkpoints": 1,
@@ -63,6 +64,16 @@ class Options(DataOptions):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} must be >= {least}, got {value}")
+
+    @property
+    def settled_checkpoints(self) -> str:
+        """Where checkpoints go, for any process; "" for the run directory.
+
+        Raises:
+            UserError: it is no location.
+        """
+        given = self.checkpoints
+        return "" if given is None else str(parse_location(given, "--checkpoints"))
 
     @property
     def worker_range(self) -> tuple[int, int]:

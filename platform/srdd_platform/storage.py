@@ -20,17 +20,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
 from srdd.errors import UserError
+from srdd_platform.location import Location, parse_location
 
 ANSWER_S = 30.0  # for a filesystem that does not answer; clients themselves try for many minutes
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-_SECRET = re.compile(r"key|secret|token|password|signature|sas|credential", re.IGNORECASE)
 T = TypeVar("T")
 
 
@@ -149,9 +148,18 @@ class Storage:
         answered(f"cannot clear {self.name}", remove)
 
 
-def settled(location: str) -> str:
-    """A location that means the same in every process: a path becomes absolute."""
-    return location if not location or urlsplit(location).scheme else str(Path(location).resolve())
+def open_store_at(location: Location, what: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a location that is a URI, and its path there.
+
+    Args:
+        location: a URI.
+        what: begins the message of an error.
+
+    Raises:
+        UserError: pyarrow cannot open it, or nothing answers.
+    """
+    filesystem, root = answered(what, lambda: fs.FileSystem.from_uri(str(location)))
+    return filesystem, root.rstrip("/")
 
 
 def open_storage(run: str, location: str) -> Storage:
@@ -159,36 +167,20 @@ def open_storage(run: str, location: str) -> Storage:
 
     Args:
         run: the run directory.
-        location: the URI given with ``--checkpoints``, or "" for the run directory's own.
+        location: what ``--checkpoints`` gives, or "" for the run directory's own.
 
     Raises:
-        UserError: it is no URI that pyarrow knows, or has a password in it.
+        UserError: it is no location, or pyarrow cannot open it.
     """
     if not location:
         return _local(Path(run) / "checkpoints")
-    parts = urlsplit(location)
-    if not parts.scheme:
-        return _local(Path(location))
-    if has_credentials(location):
-        raise UserError(
-            "--checkpoints has credentials in it, which would be kept in config.json: give them by "
-            "the environment (such as AWS_ACCESS_KEY_ID), on every node"
-        )
-    if parts.scheme == "file":
-        return _local(Path(parts.path))
-    filesystem, root = answered(
-        f"--checkpoints {location} cannot be opened", lambda: fs.FileSystem.from_uri(location)
-    )
+    place = parse_location(location, "--checkpoints")
+    if place.local is not None:
+        return _local(place.local)
+    filesystem, root = open_store_at(place, f"--checkpoints {location} cannot be opened")
     if "/" not in root.strip("/"):
-        raise UserError(f"--checkpoints {location} names no folder: give {location}/NAME")
-    return Storage(filesystem=filesystem, root=root.rstrip("/"), name=location, local=False)
-
-
-def has_credentials(uri: str) -> bool:
-    """Whether a URI holds what must not be kept."""
-    parts = urlsplit(uri)
-    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    return parts.password is not None or any(map(_SECRET.search, names))
+        raise UserError(f"--checkpoints {location} names no folder: give {place / 'NAME'}")
+    return Storage(filesystem=filesystem, root=root, name=str(place), local=False)
 
 
 def _local(directory: Path) -> Storage:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-import tyro
 from optuna.distributions import BaseDistribution
 from rich.console import Console
 
 from srdd_platform.command_errors import guarded
+from srdd_platform.command_line import parse_command
 from srdd_platform.sweep import Grid, run_sweep
 from srdd_platform.sweep_args import SweepArgs
 
@@ -17,7 +17,7 @@ def sweep_main(
     """The main of a sweep script: parse its options and run it."""
 
     def action() -> None:
-        args = tyro.cli(SweepArgs, description=doc)
+        args = parse_command(SweepArgs, description=doc)
         run_sweep(name, space, grid, args, Console(markup=False, highlight=False))
 
     guarded(action)

@@ -21,7 +21,8 @@ from srdd_platform.checkpoints import (
 )
 from srdd_platform.files import read_json, write_json
 from srdd_platform.jobs import Job
-from srdd_platform.storage import SNAPSHOT, Storage, answered, open_storage, settled
+from srdd_platform.options import Options
+from srdd_platform.storage import SNAPSHOT, Storage, answered, open_storage
 
 
 def a_job(run: Path, checkpoints: str = "", steps: int = 9) -> Job:
@@ -121,7 +122,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     [
         ("s3://someone:hunter2@models/runs", "credentials"),
         ("s3://models/runs?secret_key=hunter2", "credentials"),
-        ("gopher://models/runs", "cannot be opened"),
+        ("gopher://models/runs", "the scheme gopher is not known"),
     ],
 )
 def test_a_location_with_a_password_or_of_an_unknown_kind_is_refused(
@@ -136,8 +137,9 @@ def test_a_path_is_the_same_wherever_a_worker_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert settled("kept") == str(tmp_path / "kept")
-    assert [settled(place) for place in ("", "s3://a/b")] == ["", "s3://a/b"]
+    places = {None: "", "kept": str(tmp_path / "kept"), "S3://a/b/": "s3://a/b"}
+    for given, settled in places.items():
+        assert Options(checkpoints=given).settled_checkpoints == settled
 
 
 def test_a_filesystem_that_does_not_answer_is_given_up() -> None:

@@ -37,7 +37,6 @@ from srdd_platform.data.modes import BadImageError
 from srdd_platform.data.pixels import verify_png
 from srdd_platform.data.remote import StoppedError, locate
 from srdd_platform.data.store import Request
-from srdd_platform.storage import has_credentials
 
 IN_USE_S = 600.0  # since a shard's last use, in which it is not removed
 TOUCH_S = 60.0  # between notes of a shard's use
@@ -63,11 +62,8 @@ class CachedStore:
             bound: bytes of shards that may lie in it.
 
         Raises:
-            UserError: it cannot be read, holds a password, or the cache is of no use.
+            UserError: it is no location, cannot be read, or the cache is of no use.
         """
-        if has_credentials(uri):
-            raise UserError("--data has credentials in it, which would be kept in config.json: "
-                            "give them by the environment, such as AWS_ACCESS_KEY_ID")  # fmt: skip
         self._place = locate(uri)
         _, self.manifest = self._place.manifest()
         shards = [shard for split in self.manifest.splits.values() for shard in split.shards]

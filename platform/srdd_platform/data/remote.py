@@ -1,14 +1,14 @@
 """Shard directories elsewhere: copied to a local disk, whole and verified, before they are read.
 
-A location is any URI that pyarrow opens: ``s3://bucket/folder``, ``gs://bucket/folder``,
-``file:///folder``. Shards are copied side by side, each under a temporary name until its SHA-256
-is the manifest's; ``manifest.json`` is written last, so a directory that has one is whole. A copy
-that was stopped goes on with the shards that are missing; of several processes one copies.
+A location is what :mod:`srdd_platform.location` takes. Shards are copied side by side, each under
+a temporary name until its SHA-256 is the manifest's; ``manifest.json`` is written last, so a
+directory that has one is whole. A copy that was stopped goes on with the shards that are missing;
+of several processes one copies.
 """
 
 import hashlib
 import json
-import re
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,19 +26,20 @@ from srdd.errors import UserError
 from srdd_platform import files
 from srdd_platform.data.index import load_index
 from srdd_platform.data.manifest import MANIFEST, Manifest, Shard
-from srdd_platform.storage import answered
+from srdd_platform.location import parse_location
+from srdd_platform.storage import answered, open_store_at
 
 CHUNK = 2**20  # bytes read at a time
 LOCK = ".fetch.lock"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Location:
+class RemoteShards:
     """A shard directory on some filesystem."""
 
     filesystem: fs.FileSystem
     root: str  # its path there
-    name: str  # what a person calls it: its URI without a password
+    name: str  # its location, for a person
 
     def read(self, file: str) -> bytes:
         """The content of a file in it.
@@ -121,18 +122,28 @@ class StoppedError(Exception):
     """Another shard could not be copied, or the person gave up."""
 
 
-def locate(location: str, filesystem: fs.FileSystem | None = None) -> Location:
-    """A location by its URI; with ``filesystem``, by its path there.
+def locate(
+    location: str, filesystem: fs.FileSystem | None = None, option: str = "--data"
+) -> RemoteShards:
+    """The shards at a location; with ``filesystem``, at a path there.
+
+    Args:
+        location: what the option gives.
+        filesystem: where ``location`` is not a location of its own.
+        option: its name for messages.
 
     Raises:
-        UserError: pyarrow cannot open it.
+        UserError: it is no location, or pyarrow cannot open it.
     """
-    name = _shown(location).rstrip("/")
-    if filesystem is None:
-        filesystem, location = answered(
-            f"cannot read {name}", lambda: fs.FileSystem.from_uri(location)
-        )
-    return Location(filesystem=filesystem, root=location.rstrip("/"), name=name)
+    if filesystem is not None:
+        return RemoteShards(filesystem=filesystem, root=location.rstrip("/"), name=location)
+    place = parse_location(location, option)
+    name = str(place)
+    if place.local is not None:
+        filesystem, root = fs.LocalFileSystem(), os.path.realpath(place.local)
+    else:
+        filesystem, root = open_store_at(place, f"cannot read {name}")
+    return RemoteShards(filesystem=filesystem, root=root, name=name)
 
 
 def fetch(
@@ -146,7 +157,7 @@ def fetch(
     """Copy a shard directory to ``out``. Given again it copies what is missing or damaged.
 
     Args:
-        location: its URI; with ``filesystem``, its path there.
+        location: its URI or path; with ``filesystem``, its path there.
         out: the local directory.
         workers: shards copied at the same time.
         filesystem: where ``location`` is not a URI.
@@ -158,7 +169,7 @@ def fetch(
     """
     if workers < 1:
         raise UserError(f"workers counts from 1, got {workers}")
-    place = locate(location, filesystem)
+    place = locate(location, filesystem, "--uri")
     name = place.name
     text, manifest = place.manifest()
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
@@ -228,16 +239,11 @@ def _json(text: bytes, name: str) -> Any:
         raise UserError(f"{name}/{MANIFEST} is not valid JSON: {error}") from None
 
 
-def _shown(location: str) -> str:
-    """A location without a password."""
-    return re.sub(r"//[^/@]*@", "//***@", location)
-
-
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Turn what pyarrow raises into one line that names the location, without its password."""
+    """Turn what pyarrow raises into one line that names the location."""
     try:
         yield
     except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
-        why = " ".join(_shown(str(error)).split())[:200]
+        why = " ".join(str(error).split())[:200]
         raise UserError(f"cannot read {name}: {why}") from None

@@ -14,6 +14,7 @@ from srdd.errors import UserError
 from srdd_platform.data.damage import Damage, Inspections, inspect_shard, stamp
 from srdd_platform.data.index import ShardIndex, load_index
 from srdd_platform.data.manifest import Manifest, Shard
+from srdd_platform.location import parse_location
 
 MAX_OPEN = 256  # shards kept open by a process; with more, each read opens and closes
 
@@ -150,10 +151,11 @@ def open_store(location: str | Path, cache: Path | None = None, cache_gb: float 
         cache_gb: the most that may lie in it, in 10^9 bytes.
 
     Raises:
-        UserError: there are none, or they cannot be read.
+        UserError: it is no location, there are none, or they cannot be read.
     """
-    if "://" in str(location):
+    place = parse_location(str(location), "--data")
+    if place.scheme:
         from srdd_platform.data.cache import CachedStore, default_cache  # needs pyarrow
 
-        return CachedStore(str(location), cache or default_cache(), round(cache_gb * 1e9))
-    return LocalStore(Path(location))
+        return CachedStore(str(place), cache or default_cache(), round(cache_gb * 1e9))
+    return LocalStore(Path(place.path))

@@ -209,7 +209,7 @@ def test_of_several_processes_each_shard_is_brought_once(
         copied[shard.name] += 1
         copy(place, shard, *arguments)
 
-    monkeypatch.setattr("srdd_platform.data.remote.Location.copy", count)
+    monkeypatch.setattr("srdd_platform.data.remote.RemoteShards.copy", count)
     stores = [opened(bucket, tmp_path) for _ in range(3)]
     shards = ShardDataset(stores[0], "train", {}).whole_shards
     with ThreadPoolExecutor(3) as pool:  # a file lock holds between threads as between processes
@@ -302,7 +302,7 @@ def test_other_data_at_the_same_uri_is_other_data(
     ("uri", "message"),
     [
         ("file:///nowhere/at/all", r"cannot read file:///nowhere/at/all/manifest\.json: "),
-        ("nonsense://bucket/x", "cannot read nonsense://bucket/x: .*nonsense"),
+        ("nonsense://bucket/x", "--data nonsense://bucket/x: the scheme nonsense is not known"),
         ("s3://me:secret@bucket/x", "--data has credentials in it, .* by the environment"),
     ],
 )
