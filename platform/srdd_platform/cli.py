@@ -269,7 +269,6 @@ def _run_command() -> None:
         Command,
         prog="srdd",
         description="Train, search, compare and serve scale-wise image generators.",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     try:
         command.run(Console(markup=False, highlight=False))

@@ -37,13 +37,14 @@ def parse_command(command: Any, **settings: Any) -> Any:
             str_from_instance=lambda value: [str(value)],
         )
 
-    return tyro.cli(command, args=arguments, registry=registry, **settings)
+    plain = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    return tyro.cli(command, args=arguments, registry=registry, config=plain, **settings)
 
 
 def option_of(text: str, arguments: Sequence[str]) -> str:
     """The option that has a text as its value, as it was typed; "" for one without a name."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        if argument == text and before.startswith("--"):
+        if argument == text and before.startswith("--") and "=" not in before:
             return before
         if argument.startswith("--") and argument.endswith(f"={text}"):
             return argument.partition("=")[0]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from srdd.presets import digits
 from srdd_platform.checkpoints import last_step
 from srdd_platform.cli import Command
 from srdd_platform.command_line import option_of, parse_command
-from srdd_platform.data import prepare
+from srdd_platform.data import Manifest
 from srdd_platform.data.remote import fetch
 from srdd_platform.jobs import make_job
 from srdd_platform.location import parse_location, parse_path
@@ -29,7 +30,7 @@ NAMES = st.text(
 ).filter(lambda name: name.strip(". ") and len(name.encode()) < 250)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(NAMES, NAMES)
 def test_every_form_of_a_folder_reaches_that_folder(first: str, second: str) -> None:
     """intellij-lsp#163: "a file" and "a%20file" were treated as one."""
@@ -53,7 +54,7 @@ def test_every_form_of_a_folder_reaches_that_folder(first: str, second: str) -> 
         assert str(parse_location(uri)) == uri
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(NAMES, min_size=1, max_size=3), st.lists(NAMES, min_size=1, max_size=3))
 def test_two_folders_of_a_store_are_never_taken_for_one(one: list[str], other: list[str]) -> None:
     def text(parts: list[str]) -> str:
@@ -65,7 +66,7 @@ def test_two_folders_of_a_store_are_never_taken_for_one(one: list[str], other: l
     assert parse_location(str(first)) == first
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(["", "s3://", "file:", "FILE://", "s3:", "gs://b/", "x://", "C:", "~", " "]),
     st.text(max_size=30),
@@ -192,22 +193,23 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     parse_command(Command).run(Console(file=io.StringIO()))
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/x", "file://host/x", "C:\\x", ""])
+BUCKET = "s3://bucket/x"
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "text"),
     [
-        ("sample", "--model", "m", "--out"),
-        ("sample", "--out", "o", "--model"),
-        ("report",),
-        ("serve",),
-        ("convert", "--transformer", "t.pth", "--out"),
-        ("data", "prepare", "--source", "digits", "--resolution", "16", "--out"),
-        ("data", "encode", "--data", "d", "--tokenizer"),
-        ("data", "fetch", "--uri", "file:///d", "--out"),
-        ("train", "classifier", "--data", "d", "--out"),
-        ("train", "classifier", "--data", "d", "--out", "o", "--cache"),
-        ("train", "tokenizer", "--data", "d", "--out", "o", "--lpips"),
-        ("train", "transformer", "--data", "d", "--tokenizer", "t", "--out", "o", "--init-from"),
+        (("sample", "--model", "m", "--out"), BUCKET),
+        (("sample", "--model", "m", "--out"), "file://host/x"),
+        (("sample", "--out", "o", "--model"), "C:\\x"),
+        (("report",), ""),
+        (("serve",), BUCKET),
+        (("data", "prepare", "--source", "digits", "--resolution", "16", "--out"), BUCKET),
+        (("data", "encode", "--data", "d", "--tokenizer"), BUCKET),
+        (("data", "fetch", "--uri", "file:///d", "--out"), BUCKET),
+        (("train", "classifier", "--data", "d", "--out", "o", "--cache"), ""),
+        (("train", "tokenizer", "--data", "d", "--out", "o", "--lpips"), BUCKET),
+        (("train", "transformer", "--data", "d", "--tokenizer", "t", "--out"), "D:/x"),
     ],
 )
 def test_every_option_that_takes_a_path_refuses_what_is_none(
@@ -261,10 +263,13 @@ def test_keys_of_a_bucket_are_told_apart(bucket: str, tmp_path: Path) -> None:
     assert [last_step(storage) for storage in places.values()] == list(range(len(KEYS)))
 
 
-@pytest.mark.parametrize("name", ["a b", "run#3", "what?", "100%", "größe"])
-def test_data_is_read_from_any_folder_in_any_form(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run #3?", "100% größe"])
+def test_data_is_read_from_any_folder_in_any_form(
+    name: str, digits_shards: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / name / "shards"
-    manifest = prepare(source="digits", resolution=16, out=folder, workers=1)
+    shutil.copytree(digits_shards, folder)
+    manifest = Manifest.load(digits_shards)
     for form in (str(folder), folder.as_uri(), f"{folder}/"):
         store = Options(cache=tmp_path / "cache").open(form)
         assert store.manifest.fingerprint == manifest.fingerprint
