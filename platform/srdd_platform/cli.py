@@ -17,6 +17,7 @@ from srdd_platform.data_cli import Data
 from srdd_platform.option_names import as_option
 from srdd_platform.options import Options, TransformerOptions
 from srdd_platform.ray_session import end_on_sigterm
+from srdd_platform.terminal import Terminal, prepare_streams
 from srdd_platform.tokenizer_options import TokenizerOptions
 
 
@@ -260,6 +261,7 @@ Command = (
 
 def main() -> None:
     """The console script."""
+    prepare_streams()
     end_on_sigterm()
     guarded(_run_command)
 
@@ -271,6 +273,6 @@ def _run_command() -> None:
         description="Train, search, compare and serve scale-wise image generators.",
     )
     try:
-        command.run(Console(markup=False, highlight=False))
+        command.run(Terminal())
     except UserError as error:
         raise as_option(error, command) from None

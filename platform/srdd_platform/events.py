@@ -6,13 +6,19 @@ checkpoint, the event files are written anew, so no step is there twice. ``valid
 added at the last step.
 """
 
+import os
 import re
 import shutil
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import image, scalar
 
 from srdd_platform.files import read_json
 from srdd_platform.follow import Follower
@@ -31,6 +37,40 @@ def tag(name: str) -> str:
     return f"train/{name}"
 
 
+class EventFile:
+    """One event file, written by the thread that calls.
+
+    TensorBoard's own writer has a thread: on a full disk that prints a traceback, and the error
+    comes with a later call.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Begin a file; a running TensorBoard forgets what it read before."""
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}.srdd"
+        self._file = (directory / name).open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(wall_time=time.time(), session_log=start, step=0))
+
+    def add(self, summary: Any, step: int, written: float | None) -> None:
+        """Add a summary of a step, made at a time in seconds since 1970; now where it is None."""
+        at = time.time() if written is None else written
+        self._write(Event(wall_time=at, step=step, summary=summary))
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Bring what was added to the disk."""
+        self._records.flush()
+
+    def close(self) -> None:
+        """End the file."""
+        self._records.close()
+
+
 class Events:
     """The event files of one run, kept up with its files by :meth:`update`."""
 
@@ -42,11 +82,11 @@ class Events:
         self._grids: set[int] = set()
         self._writer = self._fresh()
 
-    def _fresh(self) -> SummaryWriter:
-        """A writer in an empty directory; it also tells a running TensorBoard to forget."""
+    def _fresh(self) -> EventFile:
+        """A file in an empty directory."""
         directory = self.run / "tensorboard"
         shutil.rmtree(directory, ignore_errors=True)
-        return SummaryWriter(str(directory), purge_step=0)
+        return EventFile(directory)
 
     def update(self) -> None:
         """Write what is new, or all of it where the run went back."""
@@ -68,7 +108,7 @@ class Events:
                 self._grids.add(step)
                 pixels = np.asarray(Image.open(path))
                 written = path.stat().st_mtime
-                self._writer.add_image("grid", pixels, step, written, dataformats="HWC")
+                self._writer.add(image("grid", pixels, dataformats="HWC"), step, written)
         self._writer.flush()
 
     def close(self, last_step: int) -> None:
@@ -86,6 +126,5 @@ class Events:
         step = int(line["step"])
         for name, value in line.items():
             if name not in ("step", "time"):
-                self._writer.add_scalar(
-                    prefix + name if prefix else tag(name), value, step, self._times.get(step)
-                )
+                shown = scalar(prefix + name if prefix else tag(name), value)
+                self._writer.add(shown, step, self._times.get(step))

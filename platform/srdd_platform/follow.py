@@ -34,7 +34,7 @@ class Follower:
         data = self._file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._file.seek(begin + len(whole))
-        return News(anew, parse_lines(whole.decode()))
+        return News(anew, parse_lines(whole.decode(errors="replace")))
 
     def close(self) -> None:
         """Let the file go; the next read begins anew."""

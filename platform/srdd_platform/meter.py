@@ -7,13 +7,15 @@ device whose peak is not known), and ``data_wait``, the share of that time spent
 next batch. Time for checkpoints, validation and grids is not part of it, nor is the first update.
 
 Both go to Ray's metrics too, where its dashboard and Prometheus find them as
-``ray_srdd_train_loss`` and so on, with the tags ``run`` and ``kind``.
+``ray_srdd_train_loss`` and so on, with the tags ``run`` (its path in ASCII) and ``kind``.
 """
 
+import string
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+from urllib.parse import quote
 
 import torch
 from ray.util.metrics import Gauge
@@ -25,7 +27,8 @@ from srdd.train.loop import Batch, Reduce, Task
 from srdd_platform.grids import Painter, cut_grids, draw, painter
 from srdd_platform.jobs import Job
 from srdd_platform.peaks import device_peak
-from srdd_platform.runs import THROUGHPUT, append_metrics, cut_metrics
+from srdd_platform.runs import METRICS, THROUGHPUT, append_metrics, cut_metrics
+from srdd_platform.watching import Watcher, tell_launcher
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,8 +91,16 @@ class Meter:
         return found
 
 
+def ascii_tag(text: str) -> str:
+    """A text as a tag of Ray's metrics, which must be ASCII: other characters as ``%XX``."""
+    return quote(text, safe=string.punctuation.replace("%", "") + " ")
+
+
 class Watch:
-    """Measures a training, and from its first worker tells files and Ray of it."""
+    """Measures a training, and from its first worker tells files and Ray of it.
+
+    ``metrics.jsonl`` is the record; the rest only watches (:mod:`srdd_platform.watching`).
+    """
 
     def __init__(self, job: Job, task: Task, device: torch.device, reduce: Reduce) -> None:
         optim = from_dict(OptimConfig, job.settings["optim"], "optim")
@@ -100,37 +111,56 @@ class Watch:
         self._painter: Painter | None = None
         if not self.first:
             return
-        peak = device_peak(device, optim.precision)
+        tell = tell_launcher(Path(job.run))
+        self._speeds = Watcher(THROUGHPUT, tell)
+        self._exports = Watcher("Ray's metrics", tell)
+        self._previews = Watcher("previews", tell)
+        peak = self._speeds(device_peak, device, optim.precision)
         self._peak = None if peak is None else peak.flops * reduce.world
-        image_flops(task, 0)  # counted now, not in the middle of an update
-        for name, text in GAUGES.items():
-            gauge = Gauge(f"srdd_train_{name}", description=text, tag_keys=("run", "kind"))
-            gauge.set_default_tags({"run": job.run, "kind": job.kind})
-            self._gauges[name] = gauge
+        self._speeds(image_flops, task, 0)  # counted now, not in the middle of an update
+        self._exports(self._make_gauges)
 
     def begin(self, step: int) -> None:
         """Forget what was told of later steps than the one from which the run goes on."""
         if self.first:
-            cut_metrics(Path(self.job.run), step)
-            cut_grids(Path(self.job.run), step)
+            run = Path(self.job.run)
+            cut_metrics(run, step, [METRICS])
+            self._speeds(cut_metrics, run, step, [THROUGHPUT])
+            self._previews(cut_grids, run, step)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write a line of each file, and set Ray's gauges."""
         if not self.first:
             return
+        speed = self._speeds(self._write_speed, step) or {}
+        append_metrics(Path(self.job.run), step, metrics)
+        self._exports(self._export, {**metrics, **speed, "step": float(step)})
+
+    def grid(self, step: int, task: Task) -> None:
+        """Write the grid of a step, with the weights that the task has now; the first worker."""
+        self._previews(self._draw, step, task)
+
+    def _write_speed(self, step: int) -> dict[str, float]:
         speed = self.meter.read()
         flops = image_flops(self.task, step - 1)
         if speed and self._peak is not None and flops is not None:
             speed["mfu"] = speed["images_per_s"] * flops / self._peak
         run, rounded = Path(self.job.run), {k: float(f"{v:.6g}") for k, v in speed.items()}
         append_metrics(run, step, {"time": time.time(), **rounded}, THROUGHPUT, digits=13)
-        append_metrics(run, step, metrics)
-        for name, value in {**metrics, **speed, "step": float(step)}.items():
+        return speed
+
+    def _make_gauges(self) -> None:
+        for name, text in GAUGES.items():
+            gauge = Gauge(f"srdd_train_{name}", description=text, tag_keys=("run", "kind"))
+            gauge.set_default_tags({"run": ascii_tag(self.job.run), "kind": self.job.kind})
+            self._gauges[name] = gauge
+
+    def _export(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
             if name in self._gauges:
                 self._gauges[name].set(value)
 
-    def grid(self, step: int, task: Task) -> None:
-        """Write the grid of a step, with the weights that the task has now; the first worker."""
+    def _draw(self, step: int, task: Task) -> None:
         if self._painter is None:
             self._painter = painter(self.job, task, self.device)
         if self._painter is not None:

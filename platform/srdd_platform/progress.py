@@ -1,5 +1,6 @@
 """What a person sees of trainings that run: a bar each, or lines where there is no terminal."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,13 @@ from srdd_platform.events import Events
 from srdd_platform.follow import Follower
 from srdd_platform.jobs import Job, title
 from srdd_platform.runs import METRICS, THROUGHPUT
+from srdd_platform.watching import WARNINGS, Watcher
 
 WINDOW = 30  # logged steps over which the pace is taken
 LINES = 10  # of a training without a terminal
 SILENCE_S = 600.0  # after which it says a further line
+
+logger = logging.getLogger(__name__)
 
 
 class Pace:
@@ -50,13 +54,23 @@ class Pace:
 class View:
     """What is known of one training."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, tell: Callable[[str], None]) -> None:
+        """Follow a job's run.
+
+        Args:
+            job: the training.
+            tell: called once with each line about what could not be kept up.
+        """
         run = Path(job.run)
         self.job = job
         self.step = 0
         self.pace = Pace()
-        self.events = Events(run)
+        self._tell, self._told = tell, set[str]()
+        self._board = Watcher("TensorBoard's files", self._warn)
+        self.events = self._board(Events, run)
         self._metrics, self._throughput = Follower(run / METRICS), Follower(run / THROUGHPUT)
+        self._warnings = Follower(run / WARNINGS)
+        self._warnings.read()  # those of an earlier start were told then
         self._first = True
         self._last: dict[str, float] = {}
         self._speed: dict[str, float] = {}
@@ -76,13 +90,25 @@ class View:
         self._first = False
         if speed.lines:
             self._speed = speed.lines[-1]
-        self.events.update()
+        for line in self._warnings.read().lines:
+            self._warn(str(line.get("warning")))
+        self._record(lambda events: events.update())
 
     def close(self) -> None:
         """The training has ended."""
-        for follower in (self._metrics, self._throughput):
+        for follower in (self._metrics, self._throughput, self._warnings):
             follower.close()
-        self.events.close(self.job.steps)
+        self._record(lambda events: events.close(self.job.steps))
+
+    def _record(self, action: Callable[[Events], None]) -> None:
+        """Keep TensorBoard's files up; after an error they are left as they are."""
+        if self.events is not None and not self._board.failed:
+            self._board(action, self.events)
+
+    def _warn(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._tell(f"{title(self.job)}: {text}")
 
     def note(self) -> str:
         """Loss, speed and time left, as far as they are known."""
@@ -105,15 +131,20 @@ class View:
 def bars(jobs: Sequence[Job], console: Console) -> Iterator[Callable[[], None]]:
     """A progress bar a job, fed from its files; plain lines where there is no terminal.
 
-    TensorBoard's event files are kept up on the way.
+    TensorBoard's event files are kept up on the way. What cannot be shown or kept up is told once.
     """
     progress = Progress(
         TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         console=console, disable=not console.is_terminal,
     )  # fmt: skip
+    display = Watcher("the progress display", logger.warning)
     ids = [progress.add_task(title(job), total=job.steps, note="") for job in jobs]
-    views = [View(job) for job in jobs]
+
+    def warn(text: str) -> None:
+        console.print(text, style="yellow", soft_wrap=True)
+
+    views = [View(job, warn) for job in jobs]
     said = [(0, time.monotonic()) for _ in jobs]  # the step of each one's last line, and when
 
     def update() -> None:
@@ -131,10 +162,11 @@ def bars(jobs: Sequence[Job], console: Console) -> Iterator[Callable[[], None]]:
                 line = f"  {title(job)}: step {view.step}/{job.steps}, {view.note()}"
                 console.print(line, soft_wrap=True)
 
+    display(progress.start)
     try:
-        with progress:
-            yield update
-            update()
+        yield lambda: display(update)
+        display(update)
     finally:
+        display(progress.stop)
         for view in views:
             view.close()

@@ -6,6 +6,7 @@
     metrics.jsonl     one object with ``step`` and the losses a line; equal runs write equal bytes
     throughput.jsonl  the same steps with what a clock says: ``time`` (seconds since 1970),
                       ``images_per_s``, ``mfu``, ``data_wait`` (see srdd_platform.meter)
+    warnings.jsonl    what could not be kept up of that which only watches
     grids/            step_NNNNNN.png, samples or reconstructions (see srdd_platform.grids)
     tensorboard/      event files, written anew from the files above (see srdd_platform.events)
     checkpoints/      step_NNNNNN/
@@ -15,7 +16,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -189,15 +190,17 @@ def parse_lines(text: str) -> list[dict[str, float]]:
     found = []
     for line in text.splitlines():
         try:
-            found.append(json.loads(line))
+            value = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(value, dict):
+            found.append(value)
     return found
 
 
-def cut_metrics(directory: Path, step: int) -> None:
+def cut_metrics(directory: Path, step: int, names: Sequence[str] = (METRICS, THROUGHPUT)) -> None:
     """Forget metrics after ``step``, from which the run goes on."""
-    for name in (METRICS, THROUGHPUT):
+    for name in names:
         lines = read_metrics(directory, name)
         kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
         write_bytes(directory / name, "".join(kept).encode())

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 from optuna.distributions import BaseDistribution
-from rich.console import Console
 
 from srdd_platform.command_errors import guarded
 from srdd_platform.command_line import parse_command
 from srdd_platform.sweep import Grid, run_sweep
 from srdd_platform.sweep_args import SweepArgs
+from srdd_platform.terminal import Terminal, prepare_streams
 
 
 def sweep_main(
@@ -18,6 +18,7 @@ def sweep_main(
 
     def action() -> None:
         args = parse_command(SweepArgs, description=doc)
-        run_sweep(name, space, grid, args, Console(markup=False, highlight=False))
+        run_sweep(name, space, grid, args, Terminal())
 
+    prepare_streams()
     guarded(action)

@@ -36,7 +36,8 @@ def test_time_left_is_the_pace_of_the_steps_seen() -> None:
 def test_a_resumed_run_is_not_taken_for_a_fast_one(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 50):
         log(tmp_path, step)
-    view = View(job(tmp_path))
+    told: list[str] = []
+    view = View(job(tmp_path), told.append)
     view.update(now=0.0)
     assert view.step == 50
     assert view.note() == "loss 0.020, 4 images/s, 0:01:40 left"  # by what was measured then
@@ -50,6 +51,7 @@ def test_a_resumed_run_is_not_taken_for_a_fast_one(tmp_path: Path) -> None:
     view.update(now=81.0)  # 10 steps in 20 s, checkpoints and all
     assert view.note().endswith("0:01:40 left")
     view.close()
+    assert told == []
 
 
 def test_lines_stand_in_for_the_bar_where_there_is_no_terminal(

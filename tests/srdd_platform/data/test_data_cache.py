@@ -319,7 +319,7 @@ def test_a_location_that_does_not_answer(
 ) -> None:
     hang = threading.Event()
     brief = functools.partial(answered, limit_s=0.05)
-    monkeypatch.setattr("srdd_platform.data.remote.answered", brief)
+    monkeypatch.setattr("srdd_platform.storage.answered", brief)
     monkeypatch.setattr("srdd_platform.data.remote.fs.FileSystem", type("Hangs", (), {
         "from_uri": staticmethod(lambda uri: hang.wait(60)),
     }))  # fmt: skip

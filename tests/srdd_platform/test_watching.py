@@ -1,0 +1,232 @@
+"""What only watches a training fails in every way that it can, and the training goes on."""
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from srdd.classifier import ClassifierConfig
+from srdd.fields import to_dict
+from srdd.train.config import OptimConfig
+from srdd.train.loop import ALONE
+from srdd_platform import meter
+from srdd_platform.grids import grid_path
+from srdd_platform.images import grid_png
+from srdd_platform.jobs import Job
+from srdd_platform.meter import Watch, ascii_tag
+from srdd_platform.progress import bars
+from srdd_platform.runs import METRICS, THROUGHPUT, append_metrics, read_metrics
+from srdd_platform.tasks import build_task
+from srdd_platform.terminal import Terminal
+from srdd_platform.watching import WARNINGS, Watcher, tell_launcher
+
+
+def job(run: Path) -> Job:
+    settings = {
+        "model": to_dict(ClassifierConfig(num_classes=10, resolution=16, ch=8, features=32)),
+        "optim": to_dict(OptimConfig(steps=40, batch_size=8)),
+    }
+    return Job(kind="classifier", run=str(run), data="", settings=settings)
+
+
+def fail(*arguments: object, **options: object) -> None:
+    raise UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range\n(128)")
+
+
+def test_the_first_error_is_told_in_one_line_and_later_actions_still_run() -> None:
+    told: list[str] = []
+    watcher = Watcher("Ray's metrics", told.append)
+    done = [watcher(fail), watcher(lambda: 3), watcher(fail), watcher(max, 2, 5)]
+    assert done == [None, 3, None, 5]
+    assert watcher.failed
+    assert len(told) == 1
+    assert told[0].startswith("Ray's metrics cannot be kept up: UnicodeEncodeError")
+    assert "\n" not in told[0]
+    with pytest.raises(KeyboardInterrupt):
+        watcher(signal.raise_signal, signal.SIGINT)
+
+
+def test_who_is_told_may_be_what_is_broken() -> None:
+    assert Watcher("the progress display", fail)(fail) is None
+
+
+@given(st.text(min_size=1))
+def test_a_tag_of_ray_s_metrics_is_ascii_and_names_one_run(name: str) -> None:
+    """ray#18517 and kohya_ss#1983: letters that are not ASCII end a training."""
+    name = name.encode(errors="replace").decode()
+    tag = ascii_tag(f"/runs/{name}")
+    assert tag.isascii()
+    assert tag.isprintable()
+    if name.isascii() and name.isprintable() and "%" not in name:
+        assert tag == f"/runs/{name}"
+    assert (tag == ascii_tag(f"/runs/{name}é")) is False
+
+
+BREAKS = {
+    "Ray's metrics": lambda run, patch: patch.setattr("ray.util.metrics.Gauge.set", fail),
+    "Ray's metrics cannot": lambda run, patch: patch.setattr(meter, "Gauge", fail),
+    "previews": lambda run, patch: (run / "grids").write_text("in the way"),
+    "previews cannot": lambda run, patch: patch.setattr(meter, "painter", fail),
+    "throughput.jsonl": lambda run, patch: (run / THROUGHPUT).mkdir(),
+    "throughput.jsonl cannot": lambda run, patch: patch.setattr(meter, "device_peak", fail),
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_a_worker_goes_on_without_what_only_watches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    own = job(tmp_path)
+    task = build_task(own)
+    monkeypatch.setattr(meter, "painter", lambda *_: lambda task: torch.zeros(20, 3, 16, 16).byte())
+    BREAKS[broken](tmp_path, monkeypatch)
+    watch = Watch(own, task, torch.device("cpu"), ALONE)
+    watch.begin(0)
+    for step in (10, 20, 30):
+        watch.log(step, {"loss": 1 / step})
+        watch.grid(step, task)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20, 30]
+    warnings = [json.loads(line) for line in (tmp_path / WARNINGS).read_text().splitlines()]
+    assert len(warnings) == 1
+    assert warnings[0]["warning"].startswith(broken)
+
+
+def test_the_record_of_a_run_fails_loudly(tmp_path: Path) -> None:
+    watch = Watch(job(tmp_path), build_task(job(tmp_path)), torch.device("cpu"), ALONE)
+    (tmp_path / METRICS).mkdir()
+    with pytest.raises(IsADirectoryError):
+        watch.log(10, {"loss": 1.0})
+
+
+def log(run: Path, step: int) -> None:
+    append_metrics(run, step, {"time": 1e9, "images_per_s": 4.0}, THROUGHPUT)
+    append_metrics(run, step, {"loss": 1 / step})
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 8 kB: a full disk, as a process sees it."""
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, before)
+
+
+def follow(run: Path) -> list[str]:
+    """The lines of a training of 40 steps, whose worker writes as it always does."""
+    out = io.StringIO()
+    with bars([job(run)], Console(file=out, width=200)) as update:
+        for step in range(4, 41, 4):
+            log(run, step)
+            update()
+    return out.getvalue().splitlines()
+
+
+def test_a_file_in_the_place_of_tensorboard_s_folder(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    first, *lines = follow(tmp_path)
+    assert "TensorBoard's files cannot be kept up: " in first
+    assert [line.split(",")[0].split()[-1] for line in lines] == [
+        f"{step}/40" for step in range(4, 41, 4)
+    ]
+
+
+def test_a_disk_that_fills_up_under_tensorboard(
+    tmp_path: Path, small_files: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """tensorboard#6171: its writer's own thread failed, and the training hung or ended."""
+    noise = torch.randint(0, 256, (1, 3, 32, 32)).byte()
+    for step in (4, 8, 12):
+        grid_png(noise, grid_path(tmp_path, step))
+    assert grid_path(tmp_path, 4).stat().st_size < 8192 < 3 * grid_path(tmp_path, 4).stat().st_size
+    lines = follow(tmp_path)
+    told = [line for line in lines if "cannot be kept up" in line]
+    assert len(told) == 1
+    assert "TensorBoard's files cannot be kept up: no space left" in told[0]
+    assert len(lines) == 11
+    assert capfd.readouterr().err == ""
+
+
+def test_lines_of_metrics_that_are_none_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_bytes(b'\xff\xfe\n7\n"text"\n{"step": 2, "lo\n')
+    assert len(follow(tmp_path)) == 10
+
+
+def test_metrics_that_cannot_be_read_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("srdd_platform.follow.Follower._replaced", fail)
+    follow(tmp_path)
+    assert [record.getMessage()[:20] for record in caplog.records] == ["the progress display"]
+
+
+def test_what_a_worker_tells_is_said_once_and_not_again_after_a_restart(tmp_path: Path) -> None:
+    tell = tell_launcher(tmp_path)
+    tell("from an earlier start")
+    out = io.StringIO()
+    with bars([job(tmp_path)], Console(file=out, width=200)) as update:
+        for text in ("previews are lost", "previews are lost", "metrics are lost"):
+            tell(text)
+            update()
+    name = f"classifier {tmp_path.name}"
+    assert out.getvalue().splitlines() == [
+        f"{name}: previews are lost", f"{name}: metrics are lost",
+    ]  # fmt: skip
+
+
+def test_a_console_without_a_reader_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        console = Terminal()
+        for _ in range(3):
+            console.print("step 10/40", "x" * 100_000)
+        assert console.quiet
+
+
+def test_a_console_on_a_full_disk_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        console = Terminal()
+        console.print("step 10/40")
+        assert console.quiet
+        console.print("step 20/40")
+
+
+SCRIPT = """
+import os
+from srdd_platform.terminal import Terminal, prepare_streams
+prepare_streams()
+file = open(os.devnull)
+Terminal().print("läufe/größe/研究")
+print("läufe", file=__import__("sys").stderr, flush=True)
+Terminal().print(f"descriptor above the standard ones: {file.fileno() > 2}")
+"""
+
+
+@pytest.mark.parametrize("streams", ["", "2>&-", "2>&- <&-", ">&- 2>/dev/null"])
+@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
+def test_streams_that_are_closed_or_cannot_encode(variables: dict[str, str], streams: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, **variables, "PYTHONPATH": f"{root}:{root}/platform"}
+    found = subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" {streams}', sys.executable, SCRIPT],
+        env=environment, capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    assert (found.returncode, "Traceback" in found.stderr) == (0, False), found.stderr
+    if not streams.startswith(">&-"):
+        assert found.stdout.endswith("descriptor above the standard ones: True\n")
