@@ -202,13 +202,21 @@ def _bounds(job: Job) -> dict[str, str]:
     return {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience_s(job) / STARTS),
+        # Ray tags its own metrics of a run with the folder's name, and tags must be ASCII.
+        "RAY_TRAIN_METRICS_ENABLED": str(int(_folder(job)[1].isascii())),
     }
+
+
+def _folder(job: Job) -> tuple[str, str]:
+    """The folder of a run's checkpoints on its storage: where that is, and its name."""
+    above, name = open_storage(job.run, job.checkpoints).root.rsplit("/", 1)
+    return above, name
 
 
 def _trainer(job: Job) -> TorchTrainer:
     need = Need(what=job.kind, each=job.each, low=job.fewest, high=job.workers)
     storage = open_storage(job.run, job.checkpoints)
-    folder, name = storage.root.rsplit("/", 1)
+    folder, name = _folder(job)
     return TorchTrainer(
         worker,
         train_loop_config=asdict(job),

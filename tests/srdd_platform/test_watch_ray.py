@@ -21,7 +21,7 @@ from srdd_platform.jobs import make_job
 from srdd_platform.launch import train
 from srdd_platform.options import Options
 from srdd_platform.ray_session import Session
-from srdd_platform.runs import METRICS, THROUGHPUT, read_metrics
+from srdd_platform.runs import METRICS, THROUGHPUT, open_run, read_metrics
 
 pytestmark = pytest.mark.ray
 STEPS = 40
@@ -98,6 +98,34 @@ def test_a_killed_training_is_told_of_once_in_every_place(
     assert re.search(
         r"step 40/40, loss \d\.\d{3}, .* images/s, MFU .*%, 0:00:00 left", out.getvalue()
     )
+
+
+def test_a_run_in_any_folder_trains_and_is_seen_without_tensorboard_and_previews(
+    ray_session: Session, digits_shards: Path, tmp_path: Path
+) -> None:
+    """ray#18517: a folder whose name is not ASCII ended every training at its first metric."""
+    run, out = tmp_path / "läufe" / "größe 100%" / "研究", io.StringIO()
+    run.mkdir(parents=True)
+    options = Options(
+        max_steps=STEPS, batch_size=16, grid_every=10, checkpoints=(tmp_path / "sté #1").as_uri()
+    )
+    job = make_job("tokenizer", digits(), digits_shards, run, options)
+    scraper = Scraper()
+    with open_run(run, "train tokenizer", job.settings, job.runtime):
+        pass
+    for name in ("tensorboard", "grids"):
+        (run / name).write_text("a file in its place")
+    train([job], ray_session, Console(file=out, width=200))
+    scraper.close()
+    assert [line["step"] for line in read_metrics(run)] == list(range(10, STEPS + 1, 10))
+    assert (run / "model").is_dir()
+    assert (tmp_path / "sté #1" / f"step_{STEPS:06d}" / "state.pt").is_file()
+    tag = f"{tmp_path}/l%C3%A4ufe/gr%C3%B6%C3%9Fe 100%25/%E7%A0%94%E7%A9%B6"
+    assert scraper.seen[f"step {tag}"] in range(10, STEPS + 1, 10)
+    told = [line for line in out.getvalue().splitlines() if "cannot be kept up" in line]
+    assert len(told) == 2
+    assert "研究: TensorBoard's files cannot be kept up: " in told[0]
+    assert "研究: previews cannot be kept up: " in told[1]
 
 
 class Squeezer:
