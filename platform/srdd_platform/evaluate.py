@@ -19,9 +19,10 @@ from srdd.train.transformer import init_weights
 from srdd.transformer import ScaleTransformer
 from srdd_platform.data import load_arrays
 from srdd_platform.drawn import GRID_IMAGES, draw_timed
-from srdd_platform.fidelity import PROTOCOL, Extractor, Reference, load_extractor, measure
+from srdd_platform.fidelity import Extractor, Reference, load_extractor, measure
 from srdd_platform.files import digest, sha256_file
 from srdd_platform.images import grid_png, to_uint8
+from srdd_platform.protocol import PROTOCOL, under
 from srdd_platform.rows import PARAMETERS, Row
 from srdd_platform.runs import model_dir
 
@@ -38,6 +39,7 @@ class EvaluationConfig:
     batch_size: int = 250
     device: str = "cpu"
     dtype: str = "float32"
+    protocol: str = PROTOCOL  # of a directory begun earlier: the one it was begun under
 
 
 def weights_digest(pipeline_dir: Path) -> str:
@@ -55,7 +57,7 @@ def row_key(model: str, config: SamplerConfig, evaluation: EvaluationConfig, ext
             "n": evaluation.num,
             "seed": evaluation.seed,
             "extractor": extractor,
-            "protocol": PROTOCOL,
+            "protocol": evaluation.protocol,
         }
     )
 
@@ -108,7 +110,7 @@ class Evaluator:
         )
         if self.judges_classes and found != wanted:
             raise UserError(f"the classifier knows {found} classes, the model {wanted}")
-        self.reference = Reference(features)
+        self.reference = Reference(features, self.real_labels)
 
     @property
     def num_classes(self) -> int:
@@ -119,14 +121,16 @@ class Evaluator:
         """The key of the row for ``config``."""
         return row_key(self.model, config, self.evaluation, self.extractor.name)
 
-    def quality(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """The metrics of uint8 images [n, 3, R, R] of the classes asked for."""
+    def quality(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
+        """The metrics of uint8 images [n, 3, R, R] of the classes asked for, and the protocol."""
         features = self.extractor(images)
-        return measure(features, self.reference, labels, accuracy=self.judges_classes)
+        found = measure(features, self.reference, labels, accuracy=self.judges_classes)
+        return under(self.evaluation.protocol, found)
 
     def _row(self, **values: Any) -> Row:
         reference = f"train n={self.num_real}"
-        return Row(extractor=self.extractor.name, reference=reference, **values)
+        shared = {"extractor": self.extractor.name, "reference": reference}
+        return Row(**{**shared, "protocol": self.evaluation.protocol, **values})
 
     def trial(
         self,

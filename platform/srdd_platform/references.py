@@ -17,7 +17,6 @@ from srdd.config import SamplerConfig
 from srdd.pipeline import load_pipeline
 from srdd_platform.data import load_arrays
 from srdd_platform.evaluate import EvaluationConfig, Evaluator, weights_digest
-from srdd_platform.fidelity import PROTOCOL
 from srdd_platform.files import digest
 from srdd_platform.rows import read_rows, write_row
 from srdd_platform.runs import model_dir
@@ -102,7 +101,7 @@ def spec_key(spec: ReferenceSpec, model: str, evaluation: EvaluationConfig, weig
             "n": evaluation.num,
             "seed": evaluation.seed,
             "weights": weights,
-            "protocol": PROTOCOL,
+            "protocol": evaluation.protocol,
         }
     )
 

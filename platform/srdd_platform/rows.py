@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srdd_platform.files import atomic_path, read_json, to_json_bytes, write_once
+from srdd_platform.protocol import FIRST_PROTOCOL, NEW_COLUMNS, PROTOCOL
 
 PARAMETERS = (
     "patch_nums",
@@ -64,7 +65,8 @@ class Row:
     fid: float | None = None
     fid_se: float | None = None  # delete-one-block jackknife over 10 class-balanced blocks
     inception_score: float | None = None  # column "is" in the table
-    kid: float | None = None
+    kid: float | None = None  # without the bias of balanced classes; kid_raw is torch-fidelity's
+    kid_raw: float | None = None
     precision: float | None = None
     recall: float | None = None
     accuracy: float | None = None  # share classified as the class asked for
@@ -78,6 +80,7 @@ class Row:
     batch_size: int | None = None
     status: Literal["ok", "failed"] = "ok"
     error: str | None = None  # one line, for failed rows
+    protocol: str = PROTOCOL  # how quality is measured; fid@1 has neither this column nor kid_raw
 
 
 _LISTS: dict[str, type] = {"patch_nums": int, "cfg_window": float}  # written "1,2,4"
@@ -91,11 +94,13 @@ def _arrow_type(annotation: Any) -> pa.DataType:
 
 
 SCHEMA = pa.schema((_COLUMN.get(f.name, f.name), _arrow_type(f.type)) for f in fields(Row))
+FIRST_SCHEMA = pa.schema(field for field in SCHEMA if field.name not in NEW_COLUMNS)  # of fid@1
 
 
 def to_json(row: Row) -> dict[str, Any]:
-    """A row as JSON: column names of the table, no NaN (a NaN is null)."""
-    values = {_COLUMN.get(name, name): value for name, value in asdict(row).items()}
+    """A row as JSON: its protocol's columns by their names in the table; a NaN is null."""
+    left_out = NEW_COLUMNS if row.protocol == FIRST_PROTOCOL else ()
+    values = {_COLUMN.get(k, k): v for k, v in asdict(row).items() if k not in left_out}
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -117,7 +122,9 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
 
 def compile_table(directory: Path) -> pd.DataFrame:
     """Compile ``trials.parquet`` from ``rows/`` atomically and return it."""
-    table = pa.Table.from_pylist(read_rows(directory), schema=SCHEMA)
+    rows = read_rows(directory)
+    first = bool(rows) and all("protocol" not in row for row in rows)
+    table = pa.Table.from_pylist(rows, schema=FIRST_SCHEMA if first else SCHEMA)
     with atomic_path(directory / "trials.parquet") as temporary:
         pq.write_table(table, temporary)
     return read_table(directory)
@@ -134,7 +141,7 @@ def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_table(directory: Path) -> pd.DataFrame:
-    """Read ``trials.parquet`` as a frame with one column a field of :class:`Row`."""
+    """Read ``trials.parquet`` as a frame: a column for each of its protocol's."""
     return pd.read_parquet(directory / "trials.parquet")
 
 

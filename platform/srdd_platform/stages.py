@@ -29,7 +29,6 @@ from srdd.train.held_out import reconstruct, tokenizer_quality, transformer_nll
 from srdd_platform.data import load_images
 from srdd_platform.drawn import GRID_IMAGES, draw_timed
 from srdd_platform.evaluate import EvaluationConfig, Evaluator, weights_digest
-from srdd_platform.fidelity import PROTOCOL
 from srdd_platform.files import (
     digest,
     read_json,
@@ -41,6 +40,7 @@ from srdd_platform.files import (
 )
 from srdd_platform.images import grid_png
 from srdd_platform.jobs import Job
+from srdd_platform.protocol import FIRST_KID_NOTE
 from srdd_platform.runs import model_dir
 from srdd_platform.validation import held_out_images
 
@@ -115,7 +115,6 @@ def row_keys(
         "data": [job.store().manifest.fingerprint, job.settings.get("skipped")],
         "weights": weights,
         "parameters": config.active(),
-        "protocol": PROTOCOL,
     }
     return [
         digest(
@@ -256,7 +255,8 @@ def _note(row: dict[str, Any], config: SamplerConfig, device: str) -> str:
     text += f"{config.active()['refine_steps']} refinement passes, float32 on {device}. "
     if row["extractor"] is None:
         return text + NO_FID
-    return text + f"FID of {row['n']} images on features of {row['extractor']}."
+    text += f"FID of {row['n']} images on features of {row['extractor']}."
+    return text if "protocol" in row else f"{text} {FIRST_KID_NOTE}"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

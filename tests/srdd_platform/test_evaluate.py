@@ -19,12 +19,13 @@ from srdd_platform.data import load_arrays, prepare
 from srdd_platform.drawn import GRID_IMAGES, draw_batches
 from srdd_platform.evaluate import EvaluationConfig, Evaluator, columns, row_key, weights_digest
 from srdd_platform.images import grid, to_png, to_uint8
+from srdd_platform.protocol import FIRST_PROTOCOL
 from srdd_platform.references import ReferenceSpec, before_search, spec_key
 from srdd_platform.rows import PARAMETERS, Row, to_json
 
 REFINED = SamplerConfig(cfg=1.0, refine_steps=2, resample_threshold=0.05)
 MEASURED = (
-    "fid", "fid_se", "inception_score", "kid", "precision", "recall", "accuracy", "nfe",
+    "fid", "fid_se", "inception_score", "kid", "kid_raw", "precision", "recall", "accuracy", "nfe",
     "gflops_per_image",
 )  # fmt: skip
 
@@ -164,12 +165,9 @@ def test_model_number_seed_and_extractor_change_the_key(evaluation: EvaluationCo
         assert row_key("model", REFINED, replace(evaluation, **same), "classifier-1") in keys
 
 
-def test_the_key_depends_on_the_protocol(
-    evaluation: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = row_key("model", REFINED, evaluation, "x")
-    monkeypatch.setattr("srdd_platform.evaluate.PROTOCOL", "another")
-    assert row_key("model", REFINED, evaluation, "x") != before
+def test_the_key_depends_on_the_protocol(evaluation: EvaluationConfig) -> None:
+    first = replace(evaluation, protocol=FIRST_PROTOCOL)
+    assert row_key("model", REFINED, first, "x") != row_key("model", REFINED, evaluation, "x")
 
 
 def test_the_weights_name_the_model_not_its_settings(
@@ -338,11 +336,8 @@ def test_the_key_of_a_reference_names_all_that_decides_it(
     assert len({first, *others}) == 9
 
 
-def test_the_key_of_a_reference_depends_on_the_protocol(
-    evaluation: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_of_a_reference_depends_on_the_protocol(evaluation: EvaluationConfig) -> None:
     spec = ReferenceSpec(name="plain", order=3, what="sampler")
-    before = spec_key(spec, "model", evaluation, "weights")
-    for module in ("evaluate", "references"):
-        monkeypatch.setattr(f"srdd_platform.{module}.PROTOCOL", "another", raising=False)
-    assert spec_key(spec, "model", evaluation, "weights") != before
+    first = replace(evaluation, protocol=FIRST_PROTOCOL)
+    keys = [spec_key(spec, "model", e, "weights") for e in (evaluation, first)]
+    assert keys[0] != keys[1]

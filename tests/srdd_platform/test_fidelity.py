@@ -22,7 +22,9 @@ from srdd_platform.fidelity import (
     import_torch_fidelity,
     load_extractor,
     measure,
+    raw_kid,
 )
+from srdd_platform.kid import class_bias
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +58,8 @@ def digits(digits_shards: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.fixture(scope="module")
 def reference(extractor: Extractor, digits: dict[str, tuple[Tensor, Tensor]]) -> Reference:
-    return Reference(extractor(digits["train"][0]))
+    images, labels = digits["train"]
+    return Reference(extractor(images), labels)
 
 
 def test_a_set_has_no_distance_to_itself() -> None:
@@ -119,7 +122,7 @@ def test_the_real_images_score_well(
     images, labels = digits["val"]
     found = measure(extractor(images), reference, labels, accuracy=True)
     assert found.keys() == {
-        "fid", "fid_se", "inception_score", "kid", "precision", "recall", "accuracy",
+        "fid", "fid_se", "inception_score", "kid", "kid_raw", "precision", "recall", "accuracy",
     }  # fmt: skip
     assert found["accuracy"] > 0.9
     assert 5 < found["inception_score"] <= 10  # ten balanced classes
@@ -315,3 +318,66 @@ def test_a_file_that_is_no_inception_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"not weights")
     with pytest.raises(UserError, match=r"weights\.pth"):
         load_extractor("inception", tmp_path / "weights.pth")
+
+
+def halves(
+    labels_n: Tensor, generator: torch.Generator, *, by_class: bool
+) -> tuple[Tensor, Tensor]:
+    """Indices of a random half of the images, or of each class, and of the others."""
+    order_n = torch.randperm(len(labels_n), generator=generator)
+    if by_class:  # sorted by class, every other image of each
+        order_n = order_n[labels_n[order_n].argsort(stable=True)]
+        mixed = torch.randperm(len(order_n) // 2, generator=generator)
+        return order_n[::2][mixed], order_n[1::2][mixed]
+    return order_n[: len(order_n) // 2], order_n[len(order_n) // 2 :]
+
+
+def test_kid_of_real_images_is_0_for_fixed_and_for_random_numbers_of_each_class(
+    extractor: Extractor, digits: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    """20 splits of the digits: KID where each class is halved, KID raw where no class is fixed."""
+    images, labels = (torch.cat(parts) for parts in zip(*digits.values(), strict=True))
+    features_nD = extractor(images).features_nD
+    means, errors = {}, {}
+    for name, by_class in (("fixed", True), ("random", False)):
+        generator = torch.Generator().manual_seed(0)
+        values = []
+        for _ in range(20):
+            parts = halves(labels, generator, by_class=by_class)
+            raw = raw_kid(*(features_nD[part] for part in parts), subsets=10)
+            biases = [class_bias(features_nD[part], labels[part]) for part in parts]
+            values.append((raw, raw - sum(filter(None, biases))))
+        columns = torch.tensor(values, dtype=torch.float64)
+        for i, column in enumerate(("raw", "corrected")):
+            means[name, column] = float(columns[:, i].mean())
+            errors[name, column] = float(columns[:, i].std() / 20**0.5)
+    z = {which: means[which] / errors[which] for which in means}
+    assert abs(z["fixed", "corrected"]) < 3
+    assert abs(z["random", "raw"]) < 3
+    assert z["fixed", "raw"] < -4
+    assert z["random", "corrected"] > 3  # nothing is fixed: nothing is to be subtracted
+
+
+def test_without_labels_on_both_sides_there_is_kid_raw_alone() -> None:
+    """A folder of images or an .npz of somebody else says nothing about classes."""
+    points, labels = gaussian(120, 6, 30), torch.arange(120) % 4
+    points[:, 0] += 3 * (labels == 0)
+    real = features(gaussian(150, 6, 31))
+    told = Reference(real, torch.arange(150) % 4)
+    both = measure(features(points), told, labels, accuracy=True)
+    assert both["kid"] > both["kid_raw"] + 1e-3
+    for reference, given in ((told, None), (Reference(real), labels), (Reference(real), None)):
+        found = measure(features(points), reference, given, accuracy=True)
+        assert "kid" not in found
+        assert ("accuracy" in found) == (given is not None)
+        same = ("fid", "kid_raw", "precision", "recall", "inception_score")
+        assert [found[name] for name in same] == [both[name] for name in same]
+        assert found["fid_se"] > 0
+
+
+def test_a_class_each_leaves_kid_out() -> None:
+    """As many classes as images: nothing is known of the kernel within a class."""
+    reference = Reference(features(gaussian(200, 6, 32)), torch.arange(200) % 60)
+    found = measure(features(gaussian(60, 6, 33)), reference, torch.arange(60), accuracy=False)
+    assert "kid" not in found
+    assert "kid_raw" in found

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from srdd.errors import UserError
 from srdd_platform.files import read_json
 from srdd_platform.report.wording import SETTINGS, Record, fingerprint_text, label, number
-from srdd_platform.rows import SCHEMA, frontier
+from srdd_platform.rows import FIRST_SCHEMA, SCHEMA, frontier
 
 MEASURED = frozenset({"latency_ms"})  # costs that depend on where they were measured
 
@@ -102,15 +102,16 @@ def load_sweep(directory: Path) -> SweepData:
     path = directory / "trials.parquet"
     try:
         table = pq.read_table(path)
-        lacking = [name for name in SCHEMA.names if name not in table.column_names]
-        rows = [] if lacking else table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+        schema = SCHEMA if "protocol" in table.column_names else FIRST_SCHEMA
+        lacking = [name for name in schema.names if name not in table.column_names]
+        rows = [] if lacking else table.select(schema.names).cast(schema).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if lacking:
         raise UserError(f"{path} lacks the columns {', '.join(lacking)}; run the sweep again")
     return SweepData(
         name=directory.resolve().name,
-        rows=[{name: _finite(value) for name, value in row.items()} for row in rows],
+        rows=[{name: _finite(row.get(name)) for name in SCHEMA.names} for row in rows],
         config=config,
         grids=frozenset(path.stem for path in (directory / "grids").glob("*.png")),
     )

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from srdd_platform.files import write_bytes
+from srdd_platform.protocol import FIRST_KID_NOTE, KID_NOTE
 from srdd_platform.report.figures import draw_frontier, draw_parallel, draw_threshold
 from srdd_platform.report.info import (
     FrontierInfo,
@@ -135,6 +136,7 @@ def render(sweep: SweepData, command: str) -> str:
         grids_missing=sum(r["status"] == "ok" and r["key"] not in sweep.grids for r in trials),
         config=json.dumps(sweep.config, indent=2, ensure_ascii=False),
         command=command,
+        kid_notes=kid_notes(sweep.rows),
         best_label="" if facts_of_sweep.best is None else label(facts_of_sweep.best),
         best_text=best_text(facts_of_sweep.best),
     )
@@ -152,6 +154,13 @@ def statement(sweep: SweepData, view: Overview) -> str:
     if view.fixed:
         parts.append("Held: " + "; ".join(f"{k} {v}" for k, v in view.fixed.items()) + ".")
     return " ".join(parts)
+
+
+def kid_notes(rows: Iterable[Record]) -> list[str]:
+    """How to read the column KID, for the protocols of the rows that have one."""
+    measured = [row["protocol"] for row in rows if {row["kid"], row["kid_raw"]} != {None}]
+    notes = [FIRST_KID_NOTE] if None in measured else []
+    return [*notes, KID_NOTE] if any(measured) else notes
 
 
 def best_text(best: Record | None) -> str:

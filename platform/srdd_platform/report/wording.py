@@ -8,7 +8,10 @@ from srdd_platform.rows import PARAMETERS
 Record = dict[str, Any]  # a row of trials.parquet: column name -> value, None where null
 
 SETTINGS = ("mask", *PARAMETERS)  # everything that tells two trials of one model apart
-QUALITY = {"fid": "FID", "is": "IS", "kid": "KID", "precision": "precision", "recall": "recall"}
+QUALITY = {
+    "fid": "FID", "is": "IS", "kid": "KID", "kid_raw": "KID raw", "precision": "precision",
+    "recall": "recall",
+}  # fmt: skip
 COSTS = {
     "nfe": "NFE",
     "gflops_per_image": "GFLOPs per image",
@@ -85,6 +88,7 @@ def facts(row: Record) -> dict[str, str]:
         "images": number(row["n"]),
         "compared with": row["reference"],
         "seed": "" if row["seed"] is None else str(row["seed"]),
+        "protocol": row["protocol"] or "",
         "status": "" if row["status"] == "ok" else row["status"],
         "error": row["error"] or "",
     }
