@@ -57,9 +57,13 @@ class TrainOptions:
             if cluster.dashboard_url:
                 console.print(f"Ray dashboard: {cluster.dashboard_url}")
             if isinstance(self.training, TransformerOptions):
+                if Path(job.codes).is_relative_to(job.run):
+                    console.print(f"Codes: {job.codes}, because the tokenizer's folder cannot be "
+                                  "written", soft_wrap=True)  # fmt: skip
                 encode(
                     self.data, more["tokenizer"], views=self.training.views,
                     flip=self.training.flip, reading=self.training, device=self.training.device,
+                    out=Path(job.codes),
                 )  # fmt: skip
             train([job], cluster, console)
         _print_validation(self.out, console)

@@ -8,15 +8,16 @@
         labels  int32 [n]
         keys    uint8 [n, w], the samples' keys in the image shards, padded with zeros
 
-``<key>`` is a hash of the data's manifest, the tokenizer's weights, the scales where they were
-pruned, the augmentation, and damaged samples that were left out, so codes never outlive any of
-them; both masks train on the same ones. View v of a training image is its random crop (and flip)
-number v, of shards prepared with ``keep``; held-out images have one, the centre. An extraction
-that was stopped goes on with the shards that are missing.
+They may be elsewhere (:mod:`srdd_platform.code_places`). ``<key>`` is a hash of the data's
+manifest, the tokenizer's weights, the scales where they were pruned, the augmentation, and damaged
+samples that were left out, so codes never outlive any of them; both masks train on the same ones.
+View v of a training image is its random crop (and flip) number v, of shards prepared with ``keep``;
+held-out images have one, the centre. An extraction that was stopped goes on with the shards that
+are missing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,84 +28,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from srdd.checkpoint import read_config, save_tensors
-from srdd.config import TokenizerConfig
+from srdd.checkpoint import save_tensors
 from srdd.errors import UserError
-from srdd.pipeline import is_pipeline, load_tokenizer
+from srdd.pipeline import load_tokenizer
 from srdd.train.tokenizer import to_float
-from srdd_platform.data import Augmentation, Manifest, ShardDataset, Store, stacked
+from srdd_platform.code_places import codes_dir, view_augmentation
+from srdd_platform.data import ShardDataset, stacked
 from srdd_platform.data.ahead import read_ahead
 from srdd_platform.data.damage import Skipped
 from srdd_platform.data.sources import VIEW_DRAWS
 from srdd_platform.data_options import ReadOptions, inspected
-from srdd_platform.files import atomic_path, digest, read_json, sha256_file, write_json
+from srdd_platform.files import atomic_path, can_write, read_json, write_json
 from srdd_platform.location import parse_location
 from srdd_platform.runs import tokenizer_dir
 
 FORMAT = "srdd-codes-1"
 BATCH = 64
 MAX_VOCAB = 2**16
-MAX_VIEWS = 1024
 THREADS = {"cpu": 1, "cuda": 4}  # that read and decode for a task
-
-
-def codes_dir(
-    data: Store | Path,
-    tokenizer: Path,
-    *,
-    views: int = 1,
-    flip: bool = False,
-    skipped: Mapping[str, Skipped] | None = None,
-) -> Path:
-    """Where the codes of ``data`` under ``tokenizer`` (a run, model or pipeline directory) lie.
-
-    Args:
-        data: the shards, or their directory.
-        tokenizer: run, model or pipeline directory.
-        views: codes of each training image.
-        flip: whether half of the views are flipped.
-        skipped: damaged samples of each split that are left out.
-
-    Raises:
-        UserError: there is no finished tokenizer, or the views of an image could not differ.
-    """
-    weights = tokenizer_dir(tokenizer) / "model.safetensors"
-    if not weights.exists():
-        raise UserError(f"{tokenizer} holds no finished tokenizer: train it first")
-    manifest = Manifest.load(data) if isinstance(data, Path) else data.manifest
-    augmentation = view_augmentation(manifest, views, flip)
-    about = None if augmentation is None else {**asdict(augmentation), "views": views}
-    config = read_config(weights.parent, "tokenizer", TokenizerConfig)
-    key = digest(
-        {
-            "data": manifest.fingerprint,
-            "tokenizer": sha256_file(weights),
-            "augmentation": about,
-            # A pruned tokenizer has its parent's weights and other codes.
-            **({"scales": config.patch_nums, "parent": config.parent} if config.parent else {}),
-            **({"skipped": skipped} if skipped else {}),
-        }
-    )
-    model = weights.parent.parent if is_pipeline(weights.parent.parent) else weights.parent
-    run = model.parent if model.name == "model" else model  # beside the model
-    return run / "codes" / key
-
-
-def view_augmentation(manifest: Manifest, views: int, flip: bool) -> Augmentation | None:
-    """What sets the views of a training image apart; None where there is one.
-
-    Raises:
-        UserError: they could not differ, or there would be none.
-    """
-    if not 1 <= views <= MAX_VIEWS:
-        raise UserError(f"views counts from 1 to {MAX_VIEWS}, got {views}")
-    if views == 1:
-        if flip:
-            raise UserError("one view of an image is its centre as it is: raise --views to flip")
-        return None
-    augmentation = Augmentation(crop=not flip or manifest.settings.keep > 1, flip=flip)
-    augmentation.check(manifest)
-    return augmentation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +105,7 @@ def encode(
     flip: bool = False,
     reading: ReadOptions | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
+    out: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Make the code shards of ``data`` if they are not there: a Ray task an image shard.
@@ -175,21 +117,25 @@ def encode(
         flip: whether half of the views are flipped, beside the crop.
         reading: how shards are read, and how much damage is left out.
         device: of the tasks: one CPU each, or one GPU.
+        out: their directory, of :func:`codes_dir`; by default beside the tokenizer.
         progress: called with (shards done, shards in all).
 
     Returns:
         The directory of the code shards.
 
     Raises:
-        UserError: data or tokenizer is missing or damaged, they do not fit, or there is no GPU.
+        UserError: data or tokenizer is missing or damaged, they do not fit, there is no GPU, or
+            codes cannot be written there.
     """
     reading = reading or ReadOptions()
     store = reading.open(data)
     manifest = store.manifest
     skipped = inspected(store, reading.max_bad)
-    directory = codes_dir(store, tokenizer, views=views, flip=flip, skipped=skipped)
+    directory = out or codes_dir(store, tokenizer, views=views, flip=flip, skipped=skipped)
     if (directory / "manifest.json").exists():
         return directory
+    if not can_write(directory):
+        raise UserError(f"codes cannot be written to {directory.parent}: give --codes DIR")
     config = load_tokenizer(tokenizer_dir(tokenizer)).config
     if config.resolution != manifest.resolution:
         raise UserError(

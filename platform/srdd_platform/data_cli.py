@@ -93,12 +93,14 @@ class DataEncode(ReadOptions):
     tokenizer: Path  # run directory of a finished tokenizer
     views: int = 1  # codes of each training image: with 2 or more, of random crops and flips
     flip: bool = False  # flip half of the views, too
+    codes: Path | None = None  # folder for codes; default beside the tokenizer
     device: Literal["cpu", "cuda"] = "cpu"
     address: str | None = None  # an existing Ray cluster
 
     def run(self, console: Console) -> None:
         """Encode under Ray."""
-        from srdd_platform.codes import codes_dir, encode
+        from srdd_platform.code_places import codes_dir
+        from srdd_platform.codes import encode
         from srdd_platform.data_options import inspected
         from srdd_platform.ray_session import session
 
@@ -109,8 +111,9 @@ class DataEncode(ReadOptions):
             line = f"Left out of {store.name}: {left_out(skipped)}"
             console.print(line, style="yellow", soft_wrap=True)
         directory = codes_dir(
-            store, self.tokenizer, views=self.views, flip=self.flip, skipped=skipped
-        )
+            store, self.tokenizer, views=self.views, flip=self.flip, skipped=skipped,
+            place=self.codes,
+        )  # fmt: skip
         if not (directory / "manifest.json").exists():
             with (
                 session(self.address) as cluster,
@@ -120,7 +123,7 @@ class DataEncode(ReadOptions):
                 bar = progress.add_task("shards", total=None)
                 encode(
                     self.data, self.tokenizer, views=self.views, flip=self.flip, reading=self,
-                    device=self.device,
+                    device=self.device, out=directory,
                     progress=lambda done, total: progress.update(bar, completed=done, total=total),
                 )  # fmt: skip
         console.print(f"Codes: {directory}", soft_wrap=True)

@@ -252,7 +252,7 @@ def _train_stage(
     cluster = connect()
     encode(
         job.data, tokenizer, views=options.views, flip=options.flip, reading=options,
-        device=options.device,
+        device=options.device, out=Path(training.codes),
     )  # fmt: skip
     train([training], cluster, console)
     return training

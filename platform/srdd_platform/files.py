@@ -49,6 +49,12 @@ def atomic_path(path: Path, *, replace_directory: bool = False) -> Iterator[Path
         raise
 
 
+def can_write(directory: Path) -> bool:
+    """Whether files could be made in a directory, which need not exist yet. Nothing is written."""
+    place = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` atomically and durably (fsync before the rename)."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:

@@ -12,7 +12,7 @@ from srdd.masks import Mask
 from srdd.pipeline import load_tokenizer
 from srdd.presets import Preset, var_size
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd_platform.codes import codes_dir
+from srdd_platform.code_places import codes_dir
 from srdd_platform.data import ShardDataset, Store, open_store
 from srdd_platform.data_options import (
     CACHE_GB,
@@ -146,7 +146,15 @@ def make_job(
         own = options if isinstance(options, TransformerOptions) else TransformerOptions()
         views = code_settings(own, own.views)
         codes = str(
-            codes_dir(store, tokenizer, views=own.views, flip=own.flip, skipped=skipped).resolve()
+            codes_dir(
+                store,
+                tokenizer,
+                views=own.views,
+                flip=own.flip,
+                skipped=skipped,
+                place=own.codes,
+                run=out,
+            ).resolve()
         )
         frozen = load_tokenizer(tokenizer_dir(tokenizer)).config
         unconditional = own.unconditional or manifest.unconditional

@@ -9,7 +9,8 @@ from srdd.errors import UserError
 from srdd.masks import Mask
 from srdd.pipeline import Pipeline, load_pipeline
 from srdd.presets import Preset
-from srdd_platform.codes import codes_dir, encode
+from srdd_platform.code_places import codes_dir
+from srdd_platform.codes import encode
 from srdd_platform.data import Manifest, prepare
 from srdd_platform.extend import is_finished
 from srdd_platform.fidelity import check_classes

@@ -98,6 +98,7 @@ class TransformerOptions(Options):
     depth: int | None = None  # blocks, by VAR's rule: width 64 d, d heads, drop path 0.1 d / 24
     unconditional: bool = False  # leave the classes aside: one class, no guidance
     views: int = 1  # codes of each image, of random crops and flips; extracted where missing
+    codes: Path | None = None  # folder for codes; default beside the tokenizer, or in OUT
     init_from: Path | None = None  # pipeline or run directory whose weights it begins with
     label_drop: float | None = None  # share of images trained on the null class, for guidance
     scale_weights: ScaleWeights | None = None  # each code alike, or HMAR's bell over the scales

@@ -12,6 +12,7 @@
     checkpoints/      step_NNNNNN/
     validation.json   what the finished model reaches on the held-out split
     model/            the finished model or pipeline directory
+    codes/            of a transformer's run, where the tokenizer's folder cannot be written
 """
 
 import json
@@ -86,7 +87,8 @@ def refuse_foreign(directory: Path) -> None:
     if directory.is_file():
         raise UserError(f"{directory} is a file; give a directory")
     strangers = directory.is_dir() and any(
-        path.name != _LOCK and not path.match(f".{CONFIG}.*.tmp") for path in directory.iterdir()
+        path.name not in (_LOCK, "codes") and not path.match(f".{CONFIG}.*.tmp")
+        for path in directory.iterdir()
     )
     if strangers and not (directory / CONFIG).exists():
         raise UserError(f"{directory} is not empty and holds no run: give another directory")

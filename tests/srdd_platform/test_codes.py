@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from srdd.errors import UserError
 from srdd.pipeline import load_tokenizer, save_tokenizer
 from srdd.train.tokenizer import to_float
+from srdd_platform.code_places import codes_dir
 from srdd_platform.codes import (
     FORMAT,
     Extraction,
     choose_views,
-    codes_dir,
     encode,
     encode_shard,
     load_codes,

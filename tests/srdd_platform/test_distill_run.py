@@ -20,7 +20,7 @@ from srdd.pipeline import save_pipeline, save_tokenizer
 from srdd.presets import Preset, digits
 from srdd.scales import ScaleSchedule
 from srdd_platform import distill as distillation
-from srdd_platform.codes import codes_dir
+from srdd_platform.code_places import codes_dir
 from srdd_platform.data import open_store, prepare
 from srdd_platform.distill import (
     Distillation,

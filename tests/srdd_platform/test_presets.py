@@ -19,7 +19,8 @@ from srdd.presets import PRESETS, cifar10, digits, get_preset, var_size
 from srdd.published import VAR_256
 from srdd.train.transformer import TransformerTask
 from srdd.transformer import ScaleTransformer
-from srdd_platform.codes import Extraction, codes_dir, encode_shard
+from srdd_platform.code_places import codes_dir
+from srdd_platform.codes import Extraction, encode_shard
 from srdd_platform.convert_cli import Convert
 from srdd_platform.data import Manifest, prepare
 from srdd_platform.data.recipes import RECIPES

@@ -46,8 +46,18 @@ AT_ONCE = 4  # shards brought at the same time
 
 
 def default_cache() -> Path:
-    """The user's own cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "srdd"
+    """The user's own cache directory.
+
+    Raises:
+        UserError: the user has no home directory.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given or Path.home() / ".cache") / "srdd"
+    except RuntimeError:
+        raise UserError(
+            "there is no home directory for copies of shards: give --cache DIR"
+        ) from None
 
 
 class CachedStore:
