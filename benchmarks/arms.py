@@ -44,6 +44,10 @@ class SkipArmError(Exception):
     """This arm cannot run here; the message says why."""
 
 
+class ArmFailedError(SkipArmError):
+    """This arm should run here, and broke when it was made ready."""
+
+
 @dataclass(frozen=True, slots=True)
 class ArmName:
     """An arm, taken apart."""
@@ -223,12 +227,9 @@ class Lab:
     def reference_codes(self, mask: Mask, batch: int) -> Tensor:
         """The likeliest codes of VAR's loop, or of the plain one, in float32."""
         labels_B, _ = self.inputs(batch)
-        if self.official is not None:
-            with (
-                official.masked(self.official, self.size, mask),
-                official.without_decoder(self.official),
-            ):
-                return official.greedy(self.official, labels_B, self.cfg).codes_BL
+        if (theirs := self.official) is not None:
+            with official.masked(theirs, self.size, mask), official.without_decoder(theirs):
+                return official.greedy(theirs, labels_B, self.cfg).codes_BL
         model = plain_var.plain(self.pipeline(mask, "fp32"))
         drawn = plain_var.draw(model, labels_B, self.cfg, 1, 0.0, decoded=False)
         return drawn.greedy.codes_BL
@@ -260,8 +261,10 @@ class Lab:
             return getattr(accelerate, function)(self.pipeline(name.mask, name.dtype), *more)
         except (ImportError, AttributeError):
             raise SkipArmError(f"srdd.accelerate has no {function}") from None
-        except (UserError, RuntimeError, NotImplementedError) as error:
+        except (UserError, NotImplementedError) as error:
             raise SkipArmError(str(error).strip().splitlines()[0]) from None
+        except RuntimeError as error:  # out of memory too
+            raise ArmFailedError(str(error).strip().splitlines()[0]) from None
 
 
 def undecoded(

@@ -100,6 +100,13 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a reader never meets half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def main(
     options: Parser, run: Callable[[argparse.Namespace], dict[str, Any]], argv: list[str] | None
 ) -> int:
@@ -136,6 +143,6 @@ def _read(path: Path) -> dict[str, Any]:
 def _write(path: Path, report: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        write_text(path, json.dumps(report, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,25 +58,31 @@ def clock(call: Call, device: torch.device) -> tuple[float, float]:
 
 
 def interleave(arms: dict[str, Call], device: torch.device, repeats: int) -> dict[str, Timing]:
-    """Time every arm ``repeats`` times, all arms in turn.
+    """Time every arm ``repeats`` times, all arms in turn: see :func:`rounds`."""
+    *_, timings = rounds(arms, device, repeats)
+    return timings
+
+
+def rounds(
+    arms: dict[str, Call], device: torch.device, repeats: int
+) -> Iterator[dict[str, Timing]]:
+    """Time all arms in turn, ``repeats`` times; gives what was read so far after each round.
 
     Each arm's first call is its warm-up and reported apart, a second one is thrown away on a GPU.
     The order turns by one arm a round, so that a drift of the machine hits all alike.
     """
     names = list(arms)
-    warm = {name: clock(arms[name], device)[1] for name in names}
+    timings = {name: Timing([], [], clock(arms[name], device)[1]) for name in names}
     if device.type == "cuda":
         for name in names:
             clock(arms[name], device)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    walls: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(repeats):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             spent, wall = clock(arms[name], device)
-            seconds[name].append(spent)
-            walls[name].append(wall)
-    return {name: Timing(seconds[name], walls[name], warm[name]) for name in names}
+            timings[name].seconds.append(spent)
+            timings[name].wall.append(wall)
+        yield timings
 
 
 def ratios(reference: Timing, arm: Timing) -> Spread:

@@ -9,6 +9,7 @@ exceeded.
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import srdd
 from benchmarks import command, official
+from benchmarks.oracles import OfficialOracle, Oracle
 from benchmarks.sizes import SIZES, Size
 from benchmarks.weights import random_images, random_pipeline
 from srdd import Pipeline, SamplerConfig
@@ -52,20 +54,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     device = command.device_of(options)
     size = SIZES[options.size]
     batch = options.batch or size.batch
-    with torch.no_grad(), command.float32_exact():
-        theirs = official.load(options.var_repo, size, random_pipeline(size, device, options.seed))
-        pipelines = {mask: official.to_pipeline(theirs, size, mask) for mask in MASKS}
-        images = random_images(size, batch, device, options.seed)
-        labels_B = torch.arange(batch, device=device) * 37 % size.num_classes
-        command.say("tokenizer")
-        checks = tokenizer_checks(theirs, size, pipelines["markov"], images)
-        codes_BL = torch.cat(theirs.vae.img_to_idxBl(images), 1)
-        command.say("logits")
-        checks += logits_checks(theirs, size, pipelines, labels_B, codes_BL)
-        for mask in MASKS:
-            for cfg in options.cfg:
-                command.say(f"greedy {mask} cfg {cfg:g}")
-                checks += greedy_checks(theirs, size, mask, pipelines[mask], labels_B, cfg)
+    theirs = official.load(options.var_repo, size, random_pipeline(size, device, options.seed))
+    pipelines = {mask: official.to_pipeline(theirs, size, mask) for mask in MASKS}
+    checks = []
+    oracle = OfficialOracle(theirs, size)
+    for check in all_checks(oracle, size, pipelines, batch, options.cfg, options.seed):
+        command.say(f"{check.what} {check.mask}")
+        checks.append(check)
     return {
         "benchmark": "parity",
         "size": size.name,
@@ -76,63 +71,64 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def all_checks(
+    oracle: Oracle,
+    size: Size,
+    pipelines: dict[Mask, Pipeline],
+    batch: int,
+    cfgs: Sequence[float],
+    seed: int = 0,
+) -> Iterator[Check]:
+    """Every comparison, one after the other, in float32 without TF32."""
+    device = pipelines["markov"].transformer.pos_embed.device
+    with torch.no_grad(), command.float32_exact():
+        images = random_images(size, batch, device, seed)
+        labels_B = torch.arange(batch, device=device) * 37 % size.num_classes
+        codes_BL = oracle.codes(images)
+        yield from tokenizer_checks(oracle, pipelines["markov"], images, codes_BL)
+        yield from logits_checks(oracle, pipelines, labels_B, codes_BL)
+        for mask in MASKS:
+            for cfg in cfgs:
+                yield from greedy_checks(oracle, mask, pipelines[mask], labels_B, cfg)
+
+
 def gap(a: Tensor, b: Tensor) -> float:
     """The largest absolute difference."""
     return (a - b).abs().max().item()
 
 
 def tokenizer_checks(
-    theirs: official.Official, size: Size, pipeline: Pipeline, images: Tensor
-) -> list[Check]:
+    oracle: Oracle, pipeline: Pipeline, images: Tensor, codes_BL: Tensor
+) -> Iterator[Check]:
     """Latents, codes, the transformer's input and reconstructions of some images."""
-    vae, ours = theirs.vae, pipeline.tokenizer
-    latent = vae.quant_conv(vae.encoder(images))
-    codes = vae.img_to_idxBl(images)
-    codes_BL = torch.cat(codes, 1)
-    used = len(codes_BL.unique())
+    ours, quantizer = pipeline.tokenizer, pipeline.transformer.quantizer
+    latent, decoded = oracle.latent(images), oracle.reconstruct(codes_BL)
+    note = f"{codes_BL.numel()} codes, {len(codes_BL.unique())} of the book used"
     differ = (ours.encode(images) != codes_BL).sum().item()
-    decoded = vae.idxBl_to_img(codes, same_shape=True, last_one=True)
-    fed = pipeline.transformer.quantizer.teacher_input(codes_BL)
-    return [
-        Check("latents", "", gap(ours.latent(images), latent), BOUND, _size(latent)),
-        Check("codes", "", differ, 0, f"{codes_BL.numel()} codes, {used} of the book used"),
-        Check("transformer input", "", gap(fed, vae.quantize.idxBl_to_var_input(codes)), BOUND),
-        Check("reconstructions", "", gap(ours.decode(codes_BL), decoded), BOUND, _size(decoded)),
-    ]
+    fed = gap(quantizer.teacher_input(codes_BL), oracle.fed(codes_BL))
+    yield Check("latents", "", gap(ours.latent(images), latent), BOUND, _size(latent))
+    yield Check("codes", "", differ, 0, note)
+    yield Check("transformer input", "", fed, BOUND)
+    yield Check("reconstructions", "", gap(ours.decode(codes_BL), decoded), BOUND, _size(decoded))
 
 
 def logits_checks(
-    theirs: official.Official,
-    size: Size,
-    pipelines: dict[Mask, Pipeline],
-    labels_B: Tensor,
-    codes_BL: Tensor,
-) -> list[Check]:
+    oracle: Oracle, pipelines: dict[Mask, Pipeline], labels_B: Tensor, codes_BL: Tensor
+) -> Iterator[Check]:
     """Teacher-forced logits under both masks."""
-    fed = theirs.vae.quantize.idxBl_to_var_input(official.split(size, codes_BL))
-    expected = {}
-    for mask in MASKS:
-        with official.masked(theirs, size, mask):
-            expected[mask] = theirs.var(labels_B, fed)
+    expected = {mask: oracle.logits(mask, labels_B, codes_BL) for mask in MASKS}
     apart = gap(expected["markov"], expected["block_causal"])
     note = f"{_size(expected['markov'])}; the masks differ by {apart:.2g}"
-    return [
-        Check("logits", mask, gap(model(labels_B, codes_BL), expected[mask]), BOUND, note)
-        for mask, model in ((mask, pipelines[mask].transformer) for mask in MASKS)
-    ]
+    for mask in MASKS:
+        found = pipelines[mask].transformer(labels_B, codes_BL)
+        yield Check("logits", mask, gap(found, expected[mask]), BOUND, note)
 
 
 def greedy_checks(
-    theirs: official.Official,
-    size: Size,
-    mask: Mask,
-    pipeline: Pipeline,
-    labels_B: Tensor,
-    cfg: float,
-) -> list[Check]:
+    oracle: Oracle, mask: Mask, pipeline: Pipeline, labels_B: Tensor, cfg: float
+) -> Iterator[Check]:
     """The likeliest codes of the whole loop, and the images they decode to."""
-    with official.masked(theirs, size, mask):
-        expected = official.greedy(theirs, labels_B, cfg)
+    expected = oracle.greedy(mask, labels_B, cfg)
     config = SamplerConfig(cfg=cfg, top_k=1)
     result = srdd.sample(pipeline, labels_B, config, torch.zeros_like(labels_B))
     wrong_BL = result.codes_BL != expected.codes_BL
@@ -141,10 +137,8 @@ def greedy_checks(
         first = int(wrong_BL.int().argmax(1).min())
         row = int(wrong_BL[:, first].int().argmax())
         note += f"; first flip at code {first}, lead {expected.lead_BL[row, first].item():.2g}"
-    return [
-        Check(f"greedy codes, cfg {cfg:g}", mask, int(wrong_BL.sum()), 0, note),
-        Check(f"images, cfg {cfg:g}", mask, gap(result.images, expected.images), BOUND),
-    ]
+    yield Check(f"greedy codes, cfg {cfg:g}", mask, int(wrong_BL.sum()), 0, note)
+    yield Check(f"images, cfg {cfg:g}", mask, gap(result.images, expected.images), BOUND)
 
 
 def _size(values: Tensor) -> str:

@@ -1,10 +1,12 @@
-"""The tokenizer's two networks in the plainest form, on our weights: a reference without tricks.
+"""The tokenizer in the plainest form, on our weights: a reference without tricks.
 
 Contiguous tensors, the whole batch at once, attention as two matrix products.
 """
 
+import itertools
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,6 +43,46 @@ def decode(w: Weights, f_hat: Tensor, levels: int, num_res_blocks: int = 2) -> T
             h = F.interpolate(h, scale_factor=2, mode="nearest")
             h = _conv(w, f"decoder.up.{i}.upsample.conv", h)
     return _conv(w, "decoder.conv_out", F.silu(_norm(w, "decoder.norm_out", h)))
+
+
+def quantise(w: Weights, f: Tensor, sides: tuple[int, ...], num_phi: int) -> Tensor:
+    """Latents to the nearest codes, scale by scale: [B, C, N, N] -> int64 [B, L]."""
+    rest, codes = f, []
+    codebook_VC = w["quantizer.codebook.weight"]
+    for scale, side in enumerate(sides):
+        z = F.interpolate(rest, size=(side, side), mode="area").flatten(2).transpose(1, 2)
+        squares = z.square().sum(2, keepdim=True) + codebook_VC.square().sum(1)
+        codes.append((squares - 2 * z @ codebook_VC.T).argmin(2))
+        rest = rest - increment(w, codes[-1], scale, sides, num_phi)
+    return torch.cat(codes, 1)
+
+
+def cumulative(w: Weights, codes_BL: Tensor, sides: tuple[int, ...], num_phi: int) -> list[Tensor]:
+    """The latent map after each scale: int64 [B, L] -> S times [B, C, N, N]."""
+    parts = codes_BL.split([side * side for side in sides], dim=1)
+    maps = [increment(w, part, scale, sides, num_phi) for scale, part in enumerate(parts)]
+    return list(itertools.accumulate(maps))
+
+
+def increment(
+    w: Weights, codes_Bl: Tensor, scale: int, sides: tuple[int, ...], num_phi: int
+) -> Tensor:
+    """What one scale's codes add to the latent map: int64 [B, l] -> [B, C, N, N]."""
+    side = sides[scale]
+    h = w["quantizer.codebook.weight"][codes_Bl].transpose(1, 2)
+    h = h.reshape(len(codes_Bl), -1, side, side)
+    if side != sides[-1]:
+        h = F.interpolate(h, size=(sides[-1], sides[-1]), mode="bicubic")
+    phi = f"quantizer.phi.convs.{_phi(scale, len(sides), num_phi)}"
+    smooth = F.conv2d(h, w[f"{phi}.weight"], w[f"{phi}.bias"], padding=1)
+    return h.mul(0.5) + smooth.mul(0.5)
+
+
+def _phi(scale: int, scales: int, count: int) -> int:
+    """Which of VAR's shared convolutions a scale uses."""
+    edge = 1 / count / (3 if count == 4 else 2)
+    ticks = np.linspace(edge, 1 - edge, count)
+    return int(np.argmin(np.abs(ticks - scale / max(1, scales - 1))))
 
 
 def _conv(w: Weights, name: str, x: Tensor) -> Tensor:

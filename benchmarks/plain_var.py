@@ -8,7 +8,6 @@ scale and through the head, AdaLN is computed again at each scale, keys and valu
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,6 +61,28 @@ def latent(model: PlainVar, images: Tensor) -> Tensor:
     """Images to latents, the whole batch at once."""
     levels = len(model.tokenizer.ch_mult)
     return plain_vae.encode(model.vae, images, levels, model.tokenizer.num_res_blocks)
+
+
+def encode(model: PlainVar, images: Tensor) -> Tensor:
+    """Images to the codes of every scale: [B, 3, R, R] -> int64 [B, L]."""
+    config = model.tokenizer
+    return plain_vae.quantise(model.vae, latent(model, images), config.patch_nums, config.num_phi)
+
+
+def teacher_input(model: PlainVar, codes_BL: Tensor) -> Tensor:
+    """What the transformer is fed below the start token: int64 [B, L] -> [B, L - 1, C]."""
+    sides = model.config.patch_nums
+    maps = plain_vae.cumulative(model.weights, codes_BL, sides, model.config.num_phi)
+    pairs = zip(maps, sides[1:], strict=False)
+    tokens = [F.interpolate(f_hat, size=(side, side), mode="area") for f_hat, side in pairs]
+    return torch.cat([map_.flatten(2).transpose(1, 2) for map_ in tokens], 1)
+
+
+def reconstruct(model: PlainVar, codes_BL: Tensor) -> Tensor:
+    """Codes to images in [-1, 1]: int64 [B, L] -> [B, 3, R, R]."""
+    sides = model.config.patch_nums
+    f_hat = plain_vae.cumulative(model.weights, codes_BL, sides, model.config.num_phi)[-1]
+    return decode(model, f_hat).mul_(2).sub_(1)
 
 
 def teacher_logits(model: PlainVar, labels_B: Tensor, tokens_BlC: Tensor, mask: Mask) -> Tensor:
@@ -125,13 +146,7 @@ def draw(
             top = logits.topk(2, dim=-1).values
             lead.append(top[..., 0] - top[..., 1])
         codes.append(_choose(logits, top_k, top_p))
-        h = w["quantizer.codebook.weight"][codes[-1]].transpose(1, 2)
-        h = h.reshape(batch, -1, side, side)
-        if scale != last:
-            h = F.interpolate(h, size=(sides[-1], sides[-1]), mode="bicubic")
-        phi = f"quantizer.phi.convs.{_phi(scale, len(sides), model.config.num_phi)}"
-        smooth = F.conv2d(h, w[f"{phi}.weight"], w[f"{phi}.bias"], padding=1)
-        f_hat.add_(h.mul(0.5) + smooth.mul_(0.5))
+        f_hat.add_(plain_vae.increment(w, codes[-1], scale, sides, model.config.num_phi))
     images = decode(model, f_hat) if decoded else f_hat.new_zeros(0)
     lead_BL = torch.cat(lead, 1) if leads else f_hat.new_zeros(0)
     return Drawn(f_hat, Greedy(images, torch.cat(codes, 1), lead_BL))
@@ -193,9 +208,3 @@ def _choose(logits_BlV: Tensor, top_k: int, top_p: float) -> Tensor:
         logits_BlV = logits_BlV.masked_fill(tail.scatter(-1, order, tail), -torch.inf)
     probs = logits_BlV.softmax(-1).flatten(0, 1)
     return torch.multinomial(probs, 1).view(logits_BlV.shape[:2])
-
-
-def _phi(scale: int, scales: int, count: int) -> int:
-    edge = 1 / count / (3 if count == 4 else 2)
-    ticks = np.linspace(edge, 1 - edge, count)
-    return int(np.argmin(np.abs(ticks - scale / max(1, scales - 1))))

@@ -17,6 +17,7 @@ evaluations it ran (NFE) stand beside its time.
 """
 
 import argparse
+import contextlib
 import sys
 import time
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 from benchmarks import ceilings, command, measure, memory, roofline
 from benchmarks.arms import ArmName, Facts, Lab, SkipArmError
 from benchmarks.command import DTYPES
-from benchmarks.measure import Call
+from benchmarks.measure import Call, Timing
 from benchmarks.sizes import SIZES
 from srdd.errors import UserError
 from srdd.masks import Mask
@@ -92,21 +93,27 @@ def arm_names(options: argparse.Namespace, device: torch.device) -> list[ArmName
 
 def greedy_rows(lab: Lab, names: list[ArmName], batch: int) -> list[Row]:
     """Whether the likeliest codes of our full-length arms are the official loop's."""
-    by = "official" if lab.official is not None else "plain"
     rows: list[Row] = []
-    with command.float32_exact():
-        for name in names:
-            if name.base not in ("causal", "markov"):
-                continue
-            try:
-                codes_BL = lab.greedy(name, batch)
-            except SkipArmError:
-                continue  # its reason is given where it is timed
-            share = (codes_BL == lab.reference_codes(name.mask, batch)).double().mean().item()
-            exact = name.dtype == "fp32" and name.accelerator != "int8"
-            row = {"arm": str(name), "against": by, "mask": name.mask, "share": share}
-            rows.append({**row, "must_be_equal": exact, "ok": share == 1.0 or not exact})
+    for name in names:
+        if name.base in ("causal", "markov"):
+            with contextlib.suppress(SkipArmError):  # its reason is given where it is timed
+                rows.append(greedy_row(lab, name, batch))
     return rows
+
+
+def greedy_row(lab: Lab, name: ArmName, batch: int) -> Row:
+    """How many of an arm's likeliest codes are the official loop's, or the plain one's.
+
+    Raises:
+        SkipArmError: the arm cannot run here.
+    """
+    with command.float32_exact():
+        codes_BL = lab.greedy(name, batch)
+        share = (codes_BL == lab.reference_codes(name.mask, batch)).double().mean().item()
+    by = "official" if lab.official is not None else "plain"
+    exact = name.dtype == "fp32" and name.accelerator != "int8"
+    row = {"arm": str(name), "against": by, "mask": name.mask, "share": share}
+    return {**row, "must_be_equal": exact, "ok": share == 1.0 or not exact}
 
 
 def timed_rows(
@@ -133,21 +140,32 @@ def timed_rows(
     for name, call in calls.items():
         timing = timings[str(name)]
         facts = lab.facts(name, batch)
-        peak = None if options.no_memory else peak_row(lab, name, facts, call, decode)
-        rows.append(
-            {
-                "arm": str(name),
-                "batch": batch,
-                "decode": decode,
-                **measure.timing_row(timing, reference),
-                "warm_up_s": prepared[name] + timing.warm_up_s,
-                "images_per_s": batch / measure.Spread.of(timing.wall).median,
-                "nfe": facts.nfe,
-                **operations(lab, name, facts, batch, decode),
-                "memory": peak,
-            }
-        )
+        row = arm_row(lab, name, batch, decode, timing, reference, facts)
+        row["warm_up_s"] += prepared[name]
+        row["memory"] = None if options.no_memory else peak_row(lab, name, facts, call, decode)
+        rows.append(row)
     return rows, skipped
+
+
+def arm_row(
+    lab: Lab,
+    name: ArmName,
+    batch: int,
+    decode: bool,
+    timing: Timing,
+    reference: Timing | None,
+    facts: Facts,
+) -> Row:
+    """An arm's time beside the reference's, its rate and its operations."""
+    return {
+        "arm": str(name),
+        "batch": batch,
+        "decode": decode,
+        **measure.timing_row(timing, reference),
+        "images_per_s": batch / measure.Spread.of(timing.wall).median,
+        "nfe": facts.nfe,
+        **operations(lab, name, facts, batch, decode),
+    }
 
 
 def peak_row(lab: Lab, name: ArmName, facts: Facts, call: Call, decode: bool) -> Row | None:

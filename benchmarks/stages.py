@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks import command
 from srdd.errors import UserError
 from srdd.rng import hash_counters
 from srdd.train.config import OptimConfig
@@ -120,9 +121,7 @@ def batches(
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    command.write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ images: compare them with each other, and with that of the held-out images thems
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -276,8 +276,10 @@ def draw(pipeline: Pipeline, num: int, seed: int) -> Tensor:
     return torch.cat([to_8bit(x * 2 - 1).cpu() for x in images])
 
 
-def train(args: argparse.Namespace) -> dict[str, Any]:
-    """All stages asked for."""
+def train(
+    args: argparse.Namespace, on_stage: Callable[[str, dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """All stages asked for; ``on_stage`` gets each one's name and what it found."""
     torch.set_float32_matmul_precision("high")  # TF32 where the device has it
     run = Run(args)
     report: dict[str, Any] = {
@@ -293,6 +295,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         stages[name] = result
         write_json(args.out / "report.json", report)
         command.say(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in result.items()))
+        if on_stage is not None:
+            on_stage(name, result)
 
     classifier, result = train_classifier(run)
     note("classifier", result)

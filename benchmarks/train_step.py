@@ -17,6 +17,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,46 +72,77 @@ class Data:
     stored_BL: Tensor  # uint16, as in a code shard
 
 
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The models of a run and its batch."""
+
+    size: Size
+    pipelines: dict[Mask, Pipeline]
+    data: Data
+    theirs: official.Official | None
+
+    @classmethod
+    def make(
+        cls, size: Size, device: torch.device, batch: int, seed: int, var_repo: Path | None
+    ) -> "Bench":
+        """Random weights, random images and their codes."""
+        causal = random_pipeline(size, device, seed)
+        pipelines: dict[Mask, Pipeline] = {"block_causal": causal}
+        pipelines["markov"] = with_mask(causal, size, "markov")
+        images = random_images(size, batch, device, seed)
+        labels_B = torch.arange(batch, device=device) * 37 % size.num_classes
+        codes_BL = pipelines["markov"].tokenizer.encode(images)
+        theirs = None if var_repo is None else official.load(var_repo, size, causal)
+        return cls(size, pipelines, Data(images, labels_B, codes_BL.to(torch.uint16)), theirs)
+
+    @property
+    def reference(self) -> str:
+        """The name of the first arm."""
+        return "plain" if self.theirs is None else "official"
+
+    def checks(self) -> list[dict[str, Any]]:
+        """Loss and gradients of ours beside the reference's, in float32 without TF32."""
+        checks = []
+        with command.float32_exact():
+            for mask in MASKS:
+                cut: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+                if self.theirs is not None:
+                    cut = official.masked(self.theirs, self.size, mask)
+                with cut:
+                    reference = self._reference(mask, from_pixels=False)
+                    ours = our_step(self.pipelines[mask], self.data)
+                    checks.append(compare(mask, self.reference, reference, ours))
+        return checks
+
+    def steps(self) -> dict[str, Callable[[], Step]]:
+        """The arms, each made when it is called: the reference first."""
+        return {
+            self.reference: lambda: self._reference("block_causal", from_pixels=True),
+            f"{self.reference}-codes": lambda: self._reference("block_causal", from_pixels=False),
+            "causal": lambda: our_step(self.pipelines["block_causal"], self.data),
+            "markov": lambda: our_step(self.pipelines["markov"], self.data),
+        }
+
+    def _reference(self, mask: Mask, from_pixels: bool) -> Step:
+        return reference_step(self.theirs, self.size, self.pipelines, self.data, mask, from_pixels)
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Compare gradients, then time the steps."""
     device = command.device_of(options)
     size = SIZES[options.size]
     batch = options.batch or size.batch
-    pipelines: dict[Mask, Pipeline] = {"block_causal": random_pipeline(size, device, options.seed)}
-    pipelines["markov"] = with_mask(pipelines["block_causal"], size, "markov")
-    images = random_images(size, batch, device, options.seed)
-    labels_B = torch.arange(batch, device=device) * 37 % size.num_classes
-    codes_BL = pipelines["markov"].tokenizer.encode(images)
-    data = Data(images, labels_B, codes_BL.to(torch.uint16))
-    theirs = None
-    if options.var_repo is not None:
-        theirs = official.load(options.var_repo, size, pipelines["block_causal"])
-    name = "plain" if theirs is None else "official"
-
+    bench = Bench.make(size, device, batch, options.seed, options.var_repo)
     command.say("parity")
-    checks = []
-    with command.float32_exact():
-        for mask in MASKS:
-            cut = contextlib.nullcontext()
-            if theirs is not None:
-                cut = official.masked(theirs, size, mask)  # type: ignore[assignment]
-            with cut:
-                reference = reference_step(theirs, size, pipelines, data, mask, from_pixels=False)
-                checks.append(compare(mask, name, reference, our_step(pipelines[mask], data)))
-
-    def reference_arm(from_pixels: bool) -> Step:
-        return reference_step(theirs, size, pipelines, data, "block_causal", from_pixels)
-
-    steps = {
-        name: reference_arm(from_pixels=True),
-        f"{name}-codes": reference_arm(from_pixels=False),
-        "causal": our_step(pipelines["block_causal"], data),
-        "markov": our_step(pipelines["markov"], data),
-    }
+    checks = bench.checks()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    arms = {arm: timed(step, device, options) for arm, step in steps.items()}
+    arms = {
+        arm: timed(make(), device, options.dtype, options.optimizer)
+        for arm, make in bench.steps().items()
+    }
     command.say(f"{len(arms)} steps, {options.repeats} rounds")
     timings = measure.interleave(arms, device, options.repeats)
+    name = bench.reference
     return {
         "benchmark": "train_step",
         "size": size.name,
@@ -236,16 +268,15 @@ def compare(mask: Mask, against: str, reference: Step, ours: Step) -> dict[str, 
     }
 
 
-def timed(step: Step, device: torch.device, options: argparse.Namespace) -> measure.Call:
-    """A step as it is timed: in the dtype asked for, with or without the update."""
+def timed(step: Step, device: torch.device, dtype: str, update: bool) -> measure.Call:
+    """A step as it is timed: in a dtype (autocast below fp32), with or without AdamW's update."""
     optimizer = None
-    if options.optimizer:
+    if update:
         trained = list(step.weights.values())
         optimizer = torch.optim.AdamW(trained, lr=1e-8, betas=(0.9, 0.95), fused=True)
-    low = options.dtype != "fp32"
 
     def call() -> None:
-        with torch.autocast(device.type, DTYPES[options.dtype], enabled=low):
+        with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32"):
             step.clear()
             loss = step.loss()
         torch.autograd.backward(loss)

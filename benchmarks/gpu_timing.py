@@ -1,0 +1,186 @@
+"""The timed parts of a GPU check: sampling and the training step, arms in interleaved rounds."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks import measure, memory, sampling, train_step
+from benchmarks.arms import ArmName, Facts, Lab, SkipArmError
+from benchmarks.gpu_job import Job, Tell, attempt, free
+from benchmarks.gpu_results import Row
+from benchmarks.measure import Call, Spread, Timing
+
+CHECKED = 2  # images whose gradients are compared
+_READY = 0.7  # of the time, at most, to make arms ready and read their memory
+_TELL_S = 2.0  # between two states of a round's rows, which are written to disk
+_MB = 1e6
+
+
+def sampling_arms(arms: Sequence[str], job: Job, tell: Tell) -> None:
+    """Time and memory of arms, images decoded, batch by batch; the first is the plain loop."""
+    lab = Lab(job.size, job.device(tf32=True), None, sampling.CFG, job.seed)
+    names = arm_names(arms, job)
+    for at, batch in enumerate(job.batches):
+        later = len(job.batches) - at - 1
+        _sampling_at(lab, names, batch, job, tell, spare_s=job.left_s * later / (later + 1))
+        free(job)
+
+
+def _sampling_at(
+    lab: Lab, names: list[ArmName], batch: int, job: Job, tell: Tell, spare_s: float
+) -> None:
+    calls: dict[str, Call] = {}
+    known: dict[str, tuple[ArmName, Facts, float | None, float]] = {}
+    least_s = spare_s + (1 - _READY) * (job.left_s - spare_s)
+    for name in names:
+        with attempt(job, tell, label(name), name.dtype, batch):
+            job.require(least_s)
+            began = time.perf_counter()
+            call, peak_mb, facts = _prepared(lab, name, batch)
+            ready_s = time.perf_counter() - began
+            known[str(name)] = name, facts, peak_mb, ready_s
+            calls[str(name)] = call
+            note = f"ready after {ready_s:.3g} s, not timed"
+            tell(Row(what=label(name), dtype=name.dtype, batch=batch, peak_mb=peak_mb, note=note))
+    first = str(names[0])
+
+    def row(arm: str, timings: dict[str, Timing]) -> Row:
+        name, facts, peak_mb, ready_s = known[arm]
+        timing, reference = timings[arm], timings.get(first)
+        found = sampling.arm_row(lab, name, batch, True, timing, reference, facts)
+        return Row(
+            what=label(name),
+            dtype=name.dtype,
+            batch=batch,
+            images_per_s=found["images_per_s"],
+            peak_mb=peak_mb,
+            note=f"{found['nfe']:.3g} evaluations and {found['gflops_per_image']:.4g} GFLOPs an "
+            f"image; ready after {ready_s:.3g} s",
+            **_spreads(timing, reference),
+        )
+
+    _time(job, tell, calls, row, spare_s)
+
+
+def arm_names(arms: Sequence[str], job: Job) -> list[ArmName]:
+    """Arms by name: ours in bf16 and the plain loop under fp16 autocast on a GPU, else fp32."""
+    ours, plain = ("bf16", "fp16") if job.gpu else ("fp32", "fp32")
+    return list(dict.fromkeys(ArmName.parse(arm, ours, plain) for arm in arms))
+
+
+def label(name: ArmName) -> str:
+    """An arm without its dtype."""
+    return str(name).partition(":")[0]
+
+
+def _prepared(lab: Lab, name: ArmName, batch: int) -> tuple[Call, float | None, Facts]:
+    """An arm's call, warmed up; its peak memory in MB and what it tells of itself."""
+    if name.dtype == "fp16" and lab.device.type == "cpu":
+        raise SkipArmError("a CPU computes fp16 in software")
+    weights = lab.weights(name)
+    if name.accelerator == "graph":  # its memory is taken when it is captured
+        made: list[Call] = []
+        live = memory.peak_bytes(lambda: made.append(lab.prepare(name, batch, True)), lab.device)
+        made[0]()
+        return made[0], (weights + live) / _MB, lab.facts(name, batch)
+    call = lab.prepare(name, batch, True)
+    call()
+    facts = lab.facts(name, batch)
+    peak = sampling.peak_row(lab, name, facts, call, True)
+    return call, None if peak is None else peak["peak"] / _MB, facts
+
+
+def training_steps(job: Job, tell: Tell) -> None:
+    """Gradients beside the plain step's in float32, then the time of a step with its update."""
+    device = job.device()
+    with attempt(job, tell, "gradients", "fp32", CHECKED):
+        job.require()
+        for check in train_step.Bench.make(job.size, device, CHECKED, job.seed, None).checks():
+            tell(
+                Row(
+                    what=f"gradients {check['mask']}",
+                    dtype="fp32",
+                    batch=CHECKED,
+                    value=max(check["gradient_difference"], check["loss_difference"]),
+                    bound=check["bound"],
+                    note=f"loss {check['loss']:.4g}; relative {check['gradient_relative']:.2g}",
+                )
+            )
+    batch = job.batches[0]
+    while not _steps_fit(job, tell, batch) and batch > 1:
+        batch = max(1, batch // 2)
+
+
+def _steps_fit(job: Job, tell: Tell, batch: int) -> bool:
+    """Time the training arms at a batch; False where one of them did not fit the memory."""
+    free(job)
+    device, dtype = job.device(tf32=True), "bf16" if job.gpu else "fp32"
+    calls: dict[str, Call] = {}
+    peaks: dict[str, float] = {}
+    short = False
+    bench = None
+    with attempt(job, tell, "step", dtype, batch) as tried:
+        job.require()
+        bench = train_step.Bench.make(job.size, device, batch, job.seed, None)
+    short = tried.out_of_memory
+    for arm, make in bench.steps().items() if bench else ():
+        with attempt(job, tell, f"step {arm}", dtype, batch) as tried:
+            job.require()
+            step = make()
+            call = train_step.timed(step, device, dtype, update=True)
+            call()
+            for weight in step.weights.values():
+                weight.grad = None
+            peaks[arm] = memory.peak_bytes(call, device) / _MB
+            calls[arm] = call
+        short = short or tried.out_of_memory
+    first = bench.reference if bench else ""
+
+    def row(arm: str, timings: dict[str, Timing]) -> Row:
+        timing = timings[arm]
+        return Row(
+            what=f"step {arm}",
+            dtype=dtype,
+            batch=batch,
+            images_per_s=batch / Spread.of(timing.wall).median,
+            peak_mb=peaks[arm],
+            note="with AdamW's update; the peak is beside weights and optimizer",
+            **_spreads(timing, timings.get(first)),
+        )
+
+    _time(job, tell, calls, row)
+    return not short
+
+
+def _time(
+    job: Job,
+    tell: Tell,
+    calls: dict[str, Call],
+    row: Callable[[str, dict[str, Timing]], Row],
+    spare_s: float = 0.0,
+) -> None:
+    """Rounds over all arms, each told as it stands, until no more than ``spare_s`` is left."""
+    if not calls:
+        return
+    told = float("-inf")
+    timings: dict[str, Timing] = {}
+    for timings in measure.rounds(calls, job.device(tf32=True), job.repeats):
+        late = job.left_s < spare_s
+        if not late and time.monotonic() - told > _TELL_S:
+            told = time.monotonic()
+            for arm in calls:
+                tell(row(arm, timings))
+        if late:
+            break
+    for arm in calls:
+        tell(row(arm, timings))
+
+
+def _spreads(timing: Timing, reference: Timing | None) -> dict[str, Any]:
+    found = measure.timing_row(timing, reference)
+    return {
+        "ms": [1e3 * seconds for seconds in found["seconds"]],
+        "wall_ms": [1e3 * seconds for seconds in found["wall_seconds"]],
+        "against_plain": found["speedup"],
+        "rounds": len(timing.seconds),
+    }
