@@ -28,7 +28,6 @@ INEXPRESSIBLE = [
 ]
 EXPRESSIBLE = [(b, m) for b in CPU_BACKENDS for m in MASKS if (b, m) not in INEXPRESSIBLE]
 ON_CUDA = [(b, m) for b in ("flex", "varlen") for m in MASKS if (b, m) not in INEXPRESSIBLE]
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def _qkv(device: str = "cpu", head: int = 8) -> list[Tensor]:
@@ -73,7 +72,6 @@ def test_a_backends_gradients_are_those_of_the_dense_bias(backend: Backend, mask
         torch.testing.assert_close(own, dense, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("mask", MASKS)
 def test_half_precision_on_cpu_is_trained_through_attention_in_float32(mask: Mask) -> None:
     """Its own backward pass there is slow and less exact."""
@@ -91,7 +89,8 @@ def test_half_precision_on_cpu_is_trained_through_attention_in_float32(mask: Mas
         torch.testing.assert_close(own.grad.float(), full.grad, atol=1e-2, rtol=1e-2)
 
 
-@needs_cuda
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(("backend", "mask"), ON_CUDA)
 def test_values_and_gradients_on_cuda(backend: Backend, mask: Mask) -> None:
     dtype, atol = (torch.float32, 2e-3) if backend == "flex" else (torch.bfloat16, 5e-2)
