@@ -126,11 +126,9 @@ class StoppedError(BaseException):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM and Ctrl-C raise :class:`StoppedError`, once."""
+    """SIGTERM and Ctrl-C raise :class:`StoppedError`."""
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)  # the results are being written
         raise StoppedError(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -205,6 +203,8 @@ def chosen(args: argparse.Namespace) -> list[Plan]:
         raise UserError(
             "torch sees no CUDA device here; a dry run: --device cpu --size tiny --batch 4 1 2"
         )
+    if not args.device.startswith("cuda"):
+        command.device_of(args)  # a CUDA device is touched by the parts' own processes alone
     if args.cifar is not None:
         load_arrays(args.cifar)
     every = plans(SIZES[args.size], tuple(args.batch))

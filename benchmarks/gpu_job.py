@@ -45,7 +45,7 @@ class Job:
     @property
     def repeats(self) -> int:
         """Rounds of a timing, where the time allows so many."""
-        return 15 if self.gpu else 4
+        return 15 if self.gpu else 2
 
     @property
     def gpu(self) -> bool:
@@ -65,7 +65,10 @@ class Job:
         """The device; sets the CPU threads, and whether float32 products may be TF32."""
         torch.set_num_threads(self.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        return torch.device(self.device_name)
+        device = torch.device(self.device_name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+        return device
 
 
 @dataclass(slots=True)

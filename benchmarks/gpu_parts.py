@@ -28,21 +28,20 @@ LOGITS_BOUND = 0.1  # of lower precision, as a share of the norm: a fault gives 
 
 
 def environment(job: Job, tell: Tell) -> None:
-    """The machine, and the best rates that torch reaches on it."""
+    """The machine, and on a GPU the best rates that torch reaches on it."""
     device = job.device(tf32=True)
     torch.empty(1, device=device)
     tell(Machine(machine(device)))
-    repeats = 5 if job.gpu else 1
-    readings = [("copies, GB/s", "", 1e9, partial(ceilings.copy_bytes, device, repeats))]
-    for dtype in ("bf16", "fp16", "fp32") if job.gpu else ("fp32",):
-        matmul = partial(ceilings.matmul_flops, device, DTYPES[dtype], repeats)
-        conv = partial(ceilings.conv_flops, device, DTYPES[dtype], repeats)
+    readings = [("copies, GB/s", "", 1e9, partial(ceilings.copy_bytes, device))]
+    for dtype in ("bf16", "fp16", "fp32") if job.gpu else ():
+        matmul = partial(ceilings.matmul_flops, device, DTYPES[dtype])
+        conv = partial(ceilings.conv_flops, device, DTYPES[dtype])
         readings.append(("products, TFLOP/s", dtype, 1e12, matmul))
         readings.append(("convolutions, TFLOP/s", dtype, 1e12, conv))
     for what, dtype, unit, read in readings:
         with attempt(job, tell, what, dtype):
             job.require()
-            note = "TF32 allowed" if dtype == "fp32" and job.gpu else ""
+            note = "TF32 allowed" if dtype == "fp32" else ""
             tell(Row(what=what, dtype=dtype, value=read() / unit, note=note))
 
 

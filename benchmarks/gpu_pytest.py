@@ -47,7 +47,7 @@ class _Reporter:
             return
         note = f"{report.duration:.2g} s"
         if report.skipped and isinstance(report.longrepr, tuple):
-            note = report.longrepr[2]
+            note = report.longrepr[2].removeprefix("Skipped: ")
         elif report.failed:
             note = _last_line(report.longreprtext)
         self._row(report.nodeid, _STATUS[report.outcome], note)

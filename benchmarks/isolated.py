@@ -4,9 +4,11 @@ The processes come from a fork server that has imported torch once and never tou
 that a start costs a fraction of a second and CUDA starts afresh in each.
 """
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -87,6 +89,10 @@ def run(
         died = process.exitcode
     finally:
         _kill(process)
+        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+            while end is None and receiver.poll(0):  # told, and not yet read
+                if not isinstance(told := receiver.recv(), _End):
+                    on_told(told)
         receiver.close()
     seconds = time.monotonic() - began
     if end is not None:
