@@ -55,8 +55,14 @@ class Plan:
     batches: tuple[int, ...] = (1,)
 
 
-def plans(size: Size, batches: tuple[int, ...]) -> list[Plan]:
-    """All parts, in their order. The weights are about seconds of an eight-minute run at d16."""
+def plans(size: Size, batches: tuple[int, ...], trains: bool) -> list[Plan]:
+    """All parts, in their order. The weights are about seconds of an eight-minute run at d16.
+
+    Args:
+        size: the model.
+        batches: of sampling.
+        trains: whether there are images for the last part, which takes no time else.
+    """
     pruned = [f"pruned-{len(sides)}" for sides in size.pruned]
     eager = ["plain", "plain:fp32", "causal", "markov", "markov:fp16", "markov:fp32", *pruned,
              "srdd-1", "srdd-5", "epsilon"]  # fmt: skip
@@ -72,15 +78,15 @@ def plans(size: Size, batches: tuple[int, ...]) -> list[Plan]:
         for batch in batches
     ]
     return [
-        Plan("environment", gpu_parts.environment, 30),
-        Plan("parity", gpu_parts.parity_with_plain, 35, (min(4, largest),)),
+        Plan("environment", gpu_parts.environment, 20),
+        Plan("parity", gpu_parts.parity_with_plain, 30, (min(4, largest),)),
         *sampled,
-        Plan("graphs", arms(graphs), 50, batches),
-        Plan("compile", arms(compiled), 80, batches),
+        Plan("graphs", arms(graphs), 45, batches),
+        Plan("compile", arms(compiled), 75, batches),
         Plan("train-step", gpu_timing.training_steps, 45, (largest,)),
         Plan("agreement", gpu_parts.agreement, 25, (min(8, largest),)),
-        Plan("gpu-tests", gpu_parts.gpu_tests, 40),
-        Plan("cifar10", gpu_training.cifar10, 80),
+        Plan("gpu-tests", gpu_parts.gpu_tests, 60),
+        Plan("cifar10", gpu_training.cifar10, 60 if trains else 1),
     ]
 
 
@@ -207,7 +213,7 @@ def chosen(args: argparse.Namespace) -> list[Plan]:
         command.device_of(args)  # a CUDA device is touched by the parts' own processes alone
     if args.cifar is not None:
         load_arrays(args.cifar)
-    every = plans(SIZES[args.size], tuple(args.batch))
+    every = plans(SIZES[args.size], tuple(args.batch), args.cifar is not None)
     if args.parts is None:
         return every
     names = [plan.name for plan in every]

@@ -63,9 +63,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         found["processors"] = card.multi_processor_count
         found["capability"] = f"{card.major}.{card.minor}"
         found["cudnn"] = torch.backends.cudnn.version()
-        found["driver"] = _output(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        )
+        drivers = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        found["driver"] = drivers and drivers.splitlines()[0]
     return found
 
 

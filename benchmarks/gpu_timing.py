@@ -1,14 +1,14 @@
 """The timed parts of a GPU check: sampling and the training step, arms in interleaved rounds."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from benchmarks import measure, memory, sampling, train_step
 from benchmarks.arms import ArmName, Facts, Lab, SkipArmError
 from benchmarks.gpu_job import Job, Tell, attempt, free
 from benchmarks.gpu_results import Row
-from benchmarks.measure import Call, Spread, Timing
+from benchmarks.measure import Call, Timing
 
 CHECKED = 2  # images whose gradients are compared
 _READY = 0.7  # of the time, at most, to make arms ready and read their memory
@@ -30,7 +30,7 @@ def _sampling_at(
     lab: Lab, names: list[ArmName], batch: int, job: Job, tell: Tell, spare_s: float
 ) -> None:
     calls: dict[str, Call] = {}
-    known: dict[str, tuple[ArmName, Facts, float | None, float]] = {}
+    ready: dict[str, Row] = {}
     least_s = spare_s + (1 - _READY) * (job.left_s - spare_s)
     for name in names:
         with attempt(job, tell, label(name), name.dtype, batch):
@@ -38,28 +38,13 @@ def _sampling_at(
             began = time.perf_counter()
             call, peak_mb, facts = _prepared(lab, name, batch)
             ready_s = time.perf_counter() - began
-            known[str(name)] = name, facts, peak_mb, ready_s
-            calls[str(name)] = call
-            note = f"ready after {ready_s:.3g} s, not timed"
-            tell(Row(what=label(name), dtype=name.dtype, batch=batch, peak_mb=peak_mb, note=note))
-    first = str(names[0])
-
-    def row(arm: str, timings: dict[str, Timing]) -> Row:
-        name, facts, peak_mb, ready_s = known[arm]
-        timing, reference = timings[arm], timings.get(first)
-        found = sampling.arm_row(lab, name, batch, True, timing, reference, facts)
-        return Row(
-            what=label(name),
-            dtype=name.dtype,
-            batch=batch,
-            images_per_s=found["images_per_s"],
-            peak_mb=peak_mb,
-            note=f"{found['nfe']:.3g} evaluations and {found['gflops_per_image']:.4g} GFLOPs an "
-            f"image; ready after {ready_s:.3g} s",
-            **_spreads(timing, reference),
-        )
-
-    _time(job, tell, calls, row, spare_s)
+            gflops = sampling.operations(lab, name, facts, batch, True)["gflops_per_image"]
+            note = f"{facts.nfe:.3g} evaluations and {gflops:.4g} GFLOPs an image; "
+            note += f"ready after {ready_s:.3g} s"
+            row = Row(what=label(name), dtype=name.dtype, batch=batch, peak_mb=peak_mb, note=note)
+            calls[str(name)], ready[str(name)] = call, row
+            tell(row)
+    _time(job, tell, calls, ready, str(names[0]), spare_s)
 
 
 def arm_names(arms: Sequence[str], job: Job) -> list[ArmName]:
@@ -116,39 +101,28 @@ def _steps_fit(job: Job, tell: Tell, batch: int) -> bool:
     free(job)
     device, dtype = job.device(tf32=True), "bf16" if job.gpu else "fp32"
     calls: dict[str, Call] = {}
-    peaks: dict[str, float] = {}
-    short = False
-    bench = None
+    ready: dict[str, Row] = {}
+    bench: train_step.Bench | None = None
     with attempt(job, tell, "step", dtype, batch) as tried:
         job.require()
         bench = train_step.Bench.make(job.size, device, batch, job.seed, None)
     short = tried.out_of_memory
     for arm, make in bench.steps().items() if bench else ():
-        with attempt(job, tell, f"step {arm}", dtype, batch) as tried:
+        what = f"step {arm}"
+        with attempt(job, tell, what, dtype, batch) as tried:
             job.require()
             step = make()
             call = train_step.timed(step, device, dtype, update=True)
             call()
             for weight in step.weights.values():
                 weight.grad = None
-            peaks[arm] = memory.peak_bytes(call, device) / _MB
-            calls[arm] = call
+            peak_mb = memory.peak_bytes(call, device) / _MB
+            note = "with AdamW's update; the peak is beside weights and optimizer"
+            row = Row(what=what, dtype=dtype, batch=batch, peak_mb=peak_mb, note=note)
+            calls[arm], ready[arm] = call, row
+            tell(row)
         short = short or tried.out_of_memory
-    first = bench.reference if bench else ""
-
-    def row(arm: str, timings: dict[str, Timing]) -> Row:
-        timing = timings[arm]
-        return Row(
-            what=f"step {arm}",
-            dtype=dtype,
-            batch=batch,
-            images_per_s=batch / Spread.of(timing.wall).median,
-            peak_mb=peaks[arm],
-            note="with AdamW's update; the peak is beside weights and optimizer",
-            **_spreads(timing, timings.get(first)),
-        )
-
-    _time(job, tell, calls, row)
+    _time(job, tell, calls, ready, bench.reference if bench else "")
     return not short
 
 
@@ -156,31 +130,38 @@ def _time(
     job: Job,
     tell: Tell,
     calls: dict[str, Call],
-    row: Callable[[str, dict[str, Timing]], Row],
+    ready: dict[str, Row],
+    first: str,
     spare_s: float = 0.0,
 ) -> None:
     """Rounds over all arms, each told as it stands, until no more than ``spare_s`` is left."""
     if not calls:
         return
+
+    def tell_all(timings: dict[str, Timing]) -> None:
+        for arm, timing in timings.items():
+            tell(_timed(ready[arm], timing, timings.get(first)))
+
     told = float("-inf")
-    timings: dict[str, Timing] = {}
-    for timings in measure.rounds(calls, job.device(tf32=True), job.repeats):
-        late = job.left_s < spare_s
-        if not late and time.monotonic() - told > _TELL_S:
-            told = time.monotonic()
-            for arm in calls:
-                tell(row(arm, timings))
-        if late:
+    read: dict[str, Timing] = {}
+    for read in measure.rounds(calls, job.device(tf32=True), job.repeats):
+        if job.left_s < spare_s:
             break
-    for arm in calls:
-        tell(row(arm, timings))
+        if time.monotonic() - told > _TELL_S:
+            told = time.monotonic()
+            tell_all(read)
+    tell_all(read)
 
 
-def _spreads(timing: Timing, reference: Timing | None) -> dict[str, Any]:
+def _timed(row: Row, timing: Timing, reference: Timing | None) -> Row:
+    """A row with the times of its arm."""
     found = measure.timing_row(timing, reference)
-    return {
-        "ms": [1e3 * seconds for seconds in found["seconds"]],
-        "wall_ms": [1e3 * seconds for seconds in found["wall_seconds"]],
-        "against_plain": found["speedup"],
-        "rounds": len(timing.seconds),
-    }
+    assert row.batch is not None
+    return replace(
+        row,
+        ms=[1e3 * seconds for seconds in found["seconds"]],
+        wall_ms=[1e3 * seconds for seconds in found["wall_seconds"]],
+        images_per_s=row.batch / found["wall_seconds"][0],
+        against_plain=found["speedup"],
+        rounds=len(timing.seconds),
+    )

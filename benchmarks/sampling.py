@@ -27,7 +27,7 @@ import torch
 from benchmarks import ceilings, command, measure, memory, roofline
 from benchmarks.arms import ArmName, Facts, Lab, SkipArmError
 from benchmarks.command import DTYPES
-from benchmarks.measure import Call, Timing
+from benchmarks.measure import Call
 from benchmarks.sizes import SIZES
 from srdd.errors import UserError
 from srdd.masks import Mask
@@ -140,32 +140,21 @@ def timed_rows(
     for name, call in calls.items():
         timing = timings[str(name)]
         facts = lab.facts(name, batch)
-        row = arm_row(lab, name, batch, decode, timing, reference, facts)
-        row["warm_up_s"] += prepared[name]
-        row["memory"] = None if options.no_memory else peak_row(lab, name, facts, call, decode)
-        rows.append(row)
+        peak = None if options.no_memory else peak_row(lab, name, facts, call, decode)
+        rows.append(
+            {
+                "arm": str(name),
+                "batch": batch,
+                "decode": decode,
+                **measure.timing_row(timing, reference),
+                "warm_up_s": prepared[name] + timing.warm_up_s,
+                "images_per_s": batch / measure.Spread.of(timing.wall).median,
+                "nfe": facts.nfe,
+                **operations(lab, name, facts, batch, decode),
+                "memory": peak,
+            }
+        )
     return rows, skipped
-
-
-def arm_row(
-    lab: Lab,
-    name: ArmName,
-    batch: int,
-    decode: bool,
-    timing: Timing,
-    reference: Timing | None,
-    facts: Facts,
-) -> Row:
-    """An arm's time beside the reference's, its rate and its operations."""
-    return {
-        "arm": str(name),
-        "batch": batch,
-        "decode": decode,
-        **measure.timing_row(timing, reference),
-        "images_per_s": batch / measure.Spread.of(timing.wall).median,
-        "nfe": facts.nfe,
-        **operations(lab, name, facts, batch, decode),
-    }
 
 
 def peak_row(lab: Lab, name: ArmName, facts: Facts, call: Call, decode: bool) -> Row | None:
