@@ -1,5 +1,6 @@
 """Kinds of image files: which ones are read, which library reads another, what a file really is."""
 
+import struct
 import zlib
 from functools import cache
 
@@ -20,6 +21,7 @@ REMEDIES = {  # of image files that are not read
     ),
 }
 
+ORIENTATION = 0x0112  # a tag of EXIF
 PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _SIGNATURES = {
@@ -100,3 +102,24 @@ def png_pixels(data: bytes) -> bytes:
             kept.append(data[place:end])
         place = end
     return b"".join(kept)
+
+
+def orientation(exif: bytes) -> int | None:
+    """The orientation in EXIF, whatever is wrong with its other entries; None where there is none.
+
+    Pillow stops at the first entry that points beyond the file, and viewers do not.
+
+    Raises:
+        struct.error: the list of entries itself is cut off.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return None
+    (first,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (num,) = struct.unpack_from(f"{order}H", tiff, first)
+    for place in range(first + 2, first + 2 + 12 * num, 12):
+        tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, place)
+        if (tag, kind) == (ORIENTATION, 3):
+            return int(value)
+    return None

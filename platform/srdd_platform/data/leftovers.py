@@ -53,12 +53,12 @@ def left_aside(
     return [
         *_images(images, dict(aside)),
         *(
-            Note(num, f"{end} files are not read: {REMEDIES[end]}")
+            Note(num, f"{end} {_noun('file', num)}, not read: {REMEDIES[end]}")
             for end, num in sorted(unread.items())
         ),
-        *listed(others, "other files"),
-        *listed(hidden, "hidden or system files and folders"),
-        *([Note(broken, "broken links")] if broken else []),
+        *listed(others, "of other kinds"),
+        *listed(hidden, "hidden or of the system"),
+        *([Note(broken, _noun("broken link", broken))] if broken else []),
     ]
 
 
@@ -79,8 +79,8 @@ def nested(used: Collection[str], roots: Collection[str]) -> list[Note]:
     if not deep:
         return []
     folder = escaped(os.path.dirname(min(deep)))
-    return [Note(len(deep), f"images in folders inside class folders, such as {folder}/: they "
-                            "count for their class")]  # fmt: skip
+    what = f"{_noun('image', len(deep))} in folders inside class folders, such as {folder}/"
+    return [Note(len(deep), f"{what}: taken for their class")]
 
 
 def _folder(place: str, aside: Sequence[tuple[str, str]]) -> str:
@@ -94,13 +94,14 @@ def _folder(place: str, aside: Sequence[tuple[str, str]]) -> str:
 def _images(images: Counter[str], why: dict[str, str]) -> Iterator[Note]:
     plain = {folder: num for folder, num in images.items() if folder and folder not in why}
     for folder, reason in why.items():
-        if images[folder]:
-            yield Note(images[folder], f"images in {escaped(folder)}/ are not used: {reason}")
+        if num := images[folder]:
+            yield Note(num, f"{_noun('image', num)} in {escaped(folder)}/, not used: {reason}")
     if plain:
-        yield Note(sum(plain.values()), f"images in {_names([f'{name}/' for name in plain])} "
-                                        "are not taken")  # fmt: skip
-    if images[""]:
-        yield Note(images[""], "images beside the class folders are not taken")
+        num = sum(plain.values())
+        places = _names([f"{name}/" for name in plain])
+        yield Note(num, f"{_noun('image', num)} in {places}, not taken")
+    if num := images[""]:
+        yield Note(num, f"{_noun('image', num)} beside the class folders, not taken")
 
 
 def listed(found: Mapping[str, int], what: str) -> list[Note]:
@@ -109,6 +110,10 @@ def listed(found: Mapping[str, int], what: str) -> list[Note]:
         return []
     names = [name for name, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))]
     return [Note(sum(found.values()), f"{what} ({_names(names)})")]
+
+
+def _noun(noun: str, num: int) -> str:
+    return noun if num == 1 else f"{noun}s"
 
 
 def _names(names: Sequence[str]) -> str:

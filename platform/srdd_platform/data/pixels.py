@@ -18,14 +18,21 @@ import numpy.typing as npt
 import psutil
 from PIL import Image, UnidentifiedImageError
 
-from srdd_platform.data.formats import PNG, is_heif, png_pixels, reads_heif, why_unreadable
+from srdd_platform.data.formats import (
+    ORIENTATION,
+    PNG,
+    is_heif,
+    orientation,
+    png_pixels,
+    reads_heif,
+    why_unreadable,
+)
 from srdd_platform.data.modes import BadImageError, to_rgb
 
 MAX_KEEP = 4  # times the resolution
 MAX_ASPECT = 4  # an image kept whole is cut to at most this many times its shorter side
 LARGE = 50_000_000  # pixels: no two such images are decoded at the same time
 HUGE = 178_956_970  # pixels: a JPEG is decoded at a fraction of its size
-ORIENTATION = 0x0112
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]; [R, R, 3] unless more is kept
 
@@ -87,19 +94,19 @@ def load_image(path: Path, resolution: int, keep: float = 1.0) -> Loaded:
     data = b""
     try:
         data = path.read_bytes()
-        return _loaded(data, resolution, keep)
+        try:
+            return _loaded(data, resolution, keep)
+        except (BadImageError, MemoryError):
+            raise
+        except Exception:  # Pillow raises nearly anything, in a PNG for what is beside the pixels
+            if not data.startswith(PNG):
+                raise
+            return _loaded(png_pixels(data), resolution, keep)
     except (BadImageError, MemoryError):
         raise
-    except Exception as error:  # Pillow raises nearly anything on a damaged file
-        if data.startswith(PNG):  # large text or a damaged profile stops it as well
-            try:
-                return _loaded(png_pixels(data), resolution, keep)
-            except (BadImageError, MemoryError):
-                raise
-            except Exception:  # the pixels are damaged: the first error says how
-                pass
-        if isinstance(error, UnidentifiedImageError):
-            raise BadImageError(why_unreadable(data)) from None
+    except UnidentifiedImageError:
+        raise BadImageError(why_unreadable(data)) from None
+    except Exception as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadImageError(text or type(error).__name__) from None
 
@@ -122,7 +129,8 @@ def _loaded(data: bytes, resolution: int, keep: float) -> Loaded:
 def _upright(image: Image.Image) -> Image.Image:
     """A loaded image, turned as its EXIF says; without EXIF that can be read it stays as it is."""
     try:
-        turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
+        value = image.getexif().get(ORIENTATION) or orientation(image.info.get("exif", b""))
+        turn = _TURNS.get(value)
     except Exception:  # as above
         turn = None
     return image if turn is None else image.transpose(turn)

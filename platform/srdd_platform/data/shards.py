@@ -170,7 +170,7 @@ def _write(
         raise UserError(f"no held-out image can be read ({len(skipped)} skipped in all): repair "
                         f"them{_first(skipped)}")  # fmt: skip
     if firsts:
-        notes = [*notes, Note(firsts, "animated or multi-page files: the first image is taken")]
+        notes = [*notes, Note(firsts, "animated or of many pages: the first image is taken")]
     manifest = Manifest(
         settings=settings,
         classes=source.classes,

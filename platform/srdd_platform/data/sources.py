@@ -194,8 +194,8 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
 def _single(classes: Sequence[str], entries: Sequence[Entry]) -> list[Note]:
     """Classes of which no image can be held out."""
     counts = np.bincount([entry.label for entry in entries])
-    return listed({name: 1 for name, num in zip(classes, counts, strict=True) if num == 1},
-                  "classes with one image, of which none is held out")  # fmt: skip
+    found = {name: 1 for name, num in zip(classes, counts, strict=True) if num == 1}
+    return listed(found, f"class{'es' * (len(found) != 1)} with one image, not held out")
 
 
 def _without_images(path: Path) -> str:
