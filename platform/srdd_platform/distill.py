@@ -41,7 +41,7 @@ from srdd_platform.draw import integers
 from srdd_platform.dry_run import dry_run
 from srdd_platform.evaluate import EvaluationConfig, weights_digest
 from srdd_platform.extend import is_finished
-from srdd_platform.fidelity import load_extractor
+from srdd_platform.fidelity import check_classes, load_extractor
 from srdd_platform.files import atomic_path
 from srdd_platform.jobs import Job, make_job
 from srdd_platform.launch import train
@@ -172,6 +172,8 @@ def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline,
     parent = load_pipeline(job.model)
     model, manifest = parent.transformer, job.options.open(job.data).manifest
     check_data(parent, job.model, manifest, job.data, classes=not model.config.unconditional)
+    if job.evaluation.weights and job.evaluation.extractor == "classifier":
+        check_classes(len(manifest.classes), str(job.data))
     check_stages(model, job.stages)
     check_fits(model, _sampler(job, parent))
     if job.options.teacher_kl:

@@ -6,7 +6,7 @@ given again when all is done it only prints.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, distribution_to_json
 from rich.console import Console
 
-from srdd.config import SamplerConfig
+from srdd.config import SamplerConfig, TransformerConfig
 from srdd.errors import UserError
 from srdd.fields import to_dict
 from srdd.pipeline import load_pipeline
@@ -80,6 +80,7 @@ def run_sweep(
     refuse_foreign(out)
     with lazy_cluster(args, console) as cluster:
         models = ready_models(args, preset, root, out, cluster, console)
+        space, grid = searchable(space, grid, load_pipeline(models.pipeline).transformer.config)
         evaluation = EvaluationConfig(
             data=str(models.data.resolve()), extractor=args.extractor,
             weights=str(models.weights.resolve()), num=args.num, seed=args.seed,
@@ -93,6 +94,15 @@ def run_sweep(
             report = build_report(out)
     _print_outcome(table, out, report, console)
     return out
+
+
+def searchable(
+    space: Mapping[str, BaseDistribution], grid: Grid, model: TransformerConfig
+) -> tuple[Mapping[str, BaseDistribution], Grid]:
+    """The space and the grid that a model has: without guidance, if it is unconditional."""
+    if not model.unconditional:
+        return space, grid
+    return {name: of for name, of in space.items() if name != "cfg"}, replace(grid, cfg=0.0)
 
 
 def _settings(
@@ -153,7 +163,11 @@ def _search(
     weights = _extractor_digest(models.weights)
     loaded = load_pipeline(models.pipeline)
     guided = not loaded.transformer.config.unconditional
-    for config in [base, *(setting(base, p) for p in [*grid.settings(), *extremes(space)])]:
+    first = [
+        {name: value for name, value in params.items() if name in space}
+        for params in grid.settings()
+    ]
+    for config in [base, *(setting(base, params) for params in [*first, *extremes(space)])]:
         check_fits(loaded.transformer, config)
     specs = references.before_search(models.pipeline, models.others, grid.cfg, guided=guided)
     shared = (out, models.pipeline, evaluation)
@@ -178,7 +192,7 @@ def _search(
         slots, threads = _slots(args, cluster.connect())
         search = Search(
             directory=str(out.resolve()), pipeline=str(models.pipeline.resolve()),
-            space=dict(space), base=base, first=grid.settings(), trials=args.trials,
+            space=dict(space), base=base, first=first, trials=args.trials,
             evaluation=evaluation, slots=slots, threads=threads,
         )  # fmt: skip
         with tables.live(args.trials, trial_rows(out), console) as on_row:

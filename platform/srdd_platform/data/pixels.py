@@ -130,7 +130,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """A loaded image, turned as its EXIF says; without EXIF that can be read it stays as it is."""
     try:
         value = image.getexif().get(ORIENTATION) or orientation(image.info.get("exif", b""))
-        turn = _TURNS.get(value)
+        turn = _TURNS.get(value or 1)
     except Exception:  # as above
         turn = None
     return image if turn is None else image.transpose(turn)
