@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from srdd.errors import UserError
 from srdd.fields import from_dict, to_dict
+from srdd.foreign import check_tensors
+from srdd.weight_files import read_weights
 
 Config = TypeVar("Config")
 M = TypeVar("M", bound=nn.Module)
@@ -54,6 +56,10 @@ def read_config(directory: Path, kind: str, config: type[Config]) -> Config:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{directory} is no {kind} directory: it has no config.json") from None
+    except NotADirectoryError:
+        raise UserError(f"{directory} is a file: give a {kind}'s directory") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     found = values.pop("kind", None) if isinstance(values, dict) else None
@@ -69,22 +75,11 @@ def load_weights(model: M, directory: Path) -> M:
         UserError: the file is missing or damaged, or its keys or shapes do not fit.
     """
     path = directory / "model.safetensors"
+    tensors = read_weights(path, "the weights that belong to config.json are wanted")
     try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
-    expected = model.state_dict()
-    missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    if missing or unknown:
-        raise UserError(f"{path} does not fit its config: missing {missing}, unknown {unknown}")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{path}: {name} has shape {list(tensor.shape)}, "
-                f"the config says {list(expected[name].shape)}"
-            )
+        check_tensors(model.state_dict(), tensors)
+    except UserError as error:
+        raise UserError(f"{path} does not fit its config.json: {error}") from None
     model.load_state_dict(tensors, assign=False)
     return model
 

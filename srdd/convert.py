@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd.foreign import find_state, is_plain
+from srdd.foreign import Found, find_state, is_plain, listed, main_state
 from srdd.infer_config import (
     check_fit,
     infer_tokenizer,
     infer_transformer,
-    listed,
     settle_patch_nums,
 )
 from srdd.masks import Mask
+from srdd.networks import name_network
 from srdd.official import Mapped, is_hmar, map_tokenizer, map_transformer
 from srdd.pipeline import Pipeline
 from srdd.tokenizer import Tokenizer
@@ -47,45 +47,56 @@ class Source:
     layout: Layout = "VAR"
     level_1L: Tensor | None = None  # VAR's buffer, each code's scale
     hides_first: bool = False  # whether the file's mask hides scale 1 from the last code
+    place: str = ""  # where in the file, "trainer.var_wo_ddp"; "" for the whole of it
 
 
 def tokenizer_source(loaded: Mapping[str, Any], where: str) -> Source:
-    """Find and map the tokenizer in what :func:`srdd.foreign.read_foreign` returned.
+    """Find and map the tokenizer in what :func:`srdd.weight_files.read_weights` returned.
 
     Raises:
         UserError: there is none, or an entry is no weight.
     """
-    _, state = find_state(loaded, _VAE_KEYS)
     with _about(where):
-        if not any(name.startswith("quantize.") for name in state):
-            raise UserError(_instead("tokenizer", state))
-        return Source(where, map_tokenizer(state))
+        found = _find_tokenizer(loaded)
+        if found is None:
+            raise UserError(_instead("tokenizer", loaded))
+        return Source(where, map_tokenizer(found.state), place=found.place)
+
+
+def _find_tokenizer(loaded: Mapping[str, Any]) -> Found | None:
+    def fits(state: Mapping[str, Any]) -> bool:
+        return any(name.startswith("quantize.") for name in state)
+
+    return find_state(loaded, _VAE_KEYS, fits)
 
 
 def has_tokenizer(loaded: Mapping[str, Any]) -> bool:
     """Whether a training checkpoint holds its tokenizer as well."""
-    return bool(find_state(loaded, _VAE_KEYS)[0])
+    found = _find_tokenizer(loaded)
+    return found is not None and bool(found.place)
 
 
 def transformer_source(loaded: Mapping[str, Any], where: str) -> Source:
-    """Find and map the transformer in what :func:`srdd.foreign.read_foreign` returned.
+    """Find and map the transformer in what :func:`srdd.weight_files.read_weights` returned.
 
     Raises:
         UserError: there is none, or an entry is no weight.
     """
-    found, state = find_state(loaded, tuple(_TRANSFORMER_KEYS))
     with _about(where):
-        if "pos_1LC" not in state:
-            raise UserError(_instead("transformer", state))
+        found = find_state(loaded, tuple(_TRANSFORMER_KEYS), lambda state: "pos_1LC" in state)
+        if found is None or name_network(found.state) == "HMAR's mask prediction":
+            raise UserError(_instead("transformer", loaded))
+        state = found.state
         mask: Any = state.get("attn_bias_for_masking")
         level_1L: Any = state.get("lvl_1L")
         corner = mask[0, 0, -1, 0] if is_plain(mask) and mask.dim() == 4 and mask.numel() else 0.0
         return Source(
             where=where,
             mapped=map_transformer(state),
-            layout="HMAR" if is_hmar(state) else _TRANSFORMER_KEYS.get(found, "VAR"),
+            layout="HMAR" if is_hmar(state) else _TRANSFORMER_KEYS.get(found.key, "VAR"),
             level_1L=level_1L if is_plain(level_1L) else None,
             hides_first=bool(corner < 0),
+            place=found.place,
         )
 
 
@@ -154,14 +165,26 @@ def _load(build: type[M], config: Any, mapped: Mapped, frozen: dict[str, Tensor]
     return model.eval().requires_grad_(False)
 
 
-def _instead(wanted: str, state: Mapping[str, Any]) -> str:
-    """What a state dict is that is not the model wanted."""
-    other = "transformer" if "pos_1LC" in state else "tokenizer"
-    if other != wanted and ("pos_1LC" in state or "quantize.embedding.weight" in state):
+_EXAMPLES = {"tokenizer": "vae_ch160v4096z32.pth", "transformer": "var_d16.pth"}
+_OF = {"tokenizer": "VAR", "transformer": "VAR, MVAR or HMAR"}
+
+
+def _instead(wanted: str, loaded: Mapping[str, Any]) -> str:
+    """What a file holds that is not the model wanted, and what would be right."""
+    state = main_state(loaded)
+    network = name_network(state)
+    other = {"tokenizer": "transformer", "transformer": "tokenizer"}[wanted]
+    if network == f"VAR's {other}":
         return f"this is the {other}: are the two files swapped?"
-    keys = listed(state) or "none"
-    known = {"tokenizer": "VAR", "transformer": "VAR, MVAR or HMAR"}[wanted]
-    return f"there is no {known} {wanted} in it; its keys: {keys}"
+    right = f"a {wanted} of {_OF[wanted]} is wanted, such as {_EXAMPLES[wanted]}"
+    if network == "HMAR's mask prediction":
+        return (
+            "this is HMAR's mask prediction, which cannot draw scale by scale: give HMAR's "
+            "next-scale checkpoint, or its released file, which holds both"
+        )
+    if network is None:
+        return f"its keys ({listed(state) or 'none'}) are of no network known here: {right}"
+    return f"this is {network}: {right}"
 
 
 @contextmanager

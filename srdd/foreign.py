@@ -1,115 +1,122 @@
-"""Weights from elsewhere, read without running any code that they may carry."""
+"""State dicts from elsewhere: found in what a trainer saved, under plain names, as float32."""
 
-import argparse
-import pathlib
 import re
-import warnings
-import zipfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from srdd.errors import UserError
 
-# What training checkpoints hold beside tensors. Each only stores what it is given.
-_SCALAR: Any = np.float64(0).__reduce__()[0]  # numpy's constructor of scalars
-_SAFE: list[Any] = [
-    argparse.Namespace,
-    *((pathlib.PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
-    np.dtype,
-    *(type(np.dtype(code)) for code in "?bBhHiIlLefd"),
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
-]
-_ZIP, _LFS = b"PK\x03\x04", b"version https://git-lfs"
+# Where trainers keep a model, the best first: its moving average before itself.
+_PLACES = (
+    "ema", "model_ema", "ema_model", "params_ema", "ema_state_dict", "state_dict",
+    "model_state_dict", "model", "net", "params", "generator", "trainer",
+)  # fmt: skip
+_WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_BEFORE_ALL = ("module.", "model.")
+_DEPTH = 4  # of dictionaries in dictionaries
+_SHOWN = 3  # names that a message lists
 
 
-def read_foreign(path: Path) -> dict[str, Any]:
-    """Read a ``.safetensors`` file, or what ``torch.save`` wrote (any other name).
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A state dict inside a checkpoint."""
 
-    A pickle goes through PyTorch's restricted unpickler, which builds tensors, plain values and
-    the few types of ``_SAFE``, and calls nothing else. Large files are mapped, not copied.
+    place: str  # "trainer.var_wo_ddp"; "" for the whole file
+    state: dict[str, Any]  # under plain names
 
-    Raises:
-        UserError: the file is missing, damaged or no checkpoint, or needs another global, which
-            is named.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_LFS))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if head == _LFS:
-        raise UserError(f"{path} is a Git LFS pointer: fetch the file it stands for (git lfs pull)")
-    if not head:
-        raise UserError(f"{path} is empty")
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path, head)
-    if not isinstance(loaded, Mapping) or not all(isinstance(name, str) for name in loaded):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not tensors by name")
-    return dict(loaded)
+    @property
+    def key(self) -> str:
+        """The name under which the trainer kept it."""
+        return self.place.rpartition(".")[2]
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
-
-
-def _mappable(path: Path, head: bytes) -> bool:
-    """Whether tensors can be mapped: not in PyTorch's older format, nor where they are packed."""
-    if not head.startswith(_ZIP):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
-
-
-def _unpickle(path: Path, head: bytes) -> Any:
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
-            warnings.simplefilter("ignore")
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=_mappable(path, head)
-            )
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # a damaged pickle may end in any of them
-        text = str(error)
-        found = re.search(r"GLOBAL ([\w.]+)", text)
-        if found is not None:
-            raise UserError(
-                f"{path} needs {found.group(1)} to be unpickled, which could run code: refused. "
-                "Save its tensors alone, or as safetensors"
-            ) from None
-        if "TorchScript" in text:
-            raise UserError(f"{path} is a TorchScript program, not a state dict") from None
-        raise UserError(
-            f"{path} is damaged, cut short or no PyTorch checkpoint ({type(error).__name__})"
-        ) from None
-
-
-def find_state(loaded: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-    """The state dict inside a checkpoint: one that a trainer saved by name, or the whole file.
+def find_state(
+    loaded: Mapping[str, Any], names: Sequence[str], fits: Callable[[Mapping[str, Any]], bool]
+) -> Found | None:
+    """The first state dict inside a checkpoint that fits.
 
     Args:
-        loaded: what :func:`read_foreign` returned.
-        names: the keys under which trainers keep the model, best first.
-
-    Returns:
-        The name found ("" for the whole file), and the tensors by name.
+        loaded: what :func:`srdd.weight_files.read_weights` returned.
+        names: the keys under which a known trainer keeps the model, best first; those that many
+            trainers use (``ema``, ``state_dict``, ``model``) and any others come after.
+        fits: whether a state dict, under plain names, is of the model wanted.
     """
-    trainer = loaded.get("trainer")
-    for level in (loaded, trainer if isinstance(trainer, Mapping) else {}):
-        for name in names:
-            found = level.get(name)
-            if isinstance(found, Mapping) and all(isinstance(key, str) for key in found):
-                return name, found
-    return "", loaded
+    for place, state in _levels(loaded, names):
+        plain = plain_names(state)
+        if fits(plain):
+            return Found(place, plain)
+    return None
+
+
+def main_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict with the most tensors inside a checkpoint, under plain names."""
+    levels = [state for _, state in _levels(loaded, ())]
+    return plain_names(max(levels, key=lambda s: sum(isinstance(v, Tensor) for v in s.values())))
+
+
+def _levels(
+    loaded: Mapping[str, Any], names: Sequence[str], place: str = "", depth: int = _DEPTH
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A checkpoint, and the dictionaries in it, each with where it is."""
+    yield place, loaded
+    if not depth:
+        return
+    order = dict.fromkeys(n for n in (*names, *_PLACES, *loaded) if n in loaded)
+    for name in order:
+        inner = loaded[name]
+        if isinstance(inner, Mapping) and all(isinstance(key, str) for key in inner):
+            yield from _levels(inner, names, f"{place}.{name}" if place else name, depth - 1)
+
+
+def plain_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict without the prefixes of DataParallel, torch.compile, FSDP and the like.
+
+    Raises:
+        UserError: two tensors would then have one name.
+    """
+    names = {name: _WRAPPED.sub("", name) for name in state}
+    tensors = [name for name, value in state.items() if isinstance(value, Tensor)]
+    while tensors and (
+        before := next((b for b in _BEFORE_ALL if all(names[n].startswith(b) for n in tensors)), "")
+    ):
+        names = {name: plain.removeprefix(before) for name, plain in names.items()}
+    found: dict[str, str] = {}
+    for name, plain in names.items():
+        if plain in found:
+            raise UserError(f"{found[plain]} and {name} are the same parameter")
+        found[plain] = name
+    return {plain: state[name] for plain, name in found.items()}
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for one line: the first few, and how many more there are."""
+    every = sorted(names)
+    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
+    return ", ".join(every[:_SHOWN]) + more
+
+
+def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Refuse tensors whose names or shapes are not those expected.
+
+    Raises:
+        UserError: names are missing or unknown, or a shape is wrong; the first few are named.
+    """
+    missing, unknown = expected.keys() - given.keys(), given.keys() - expected.keys()
+    if missing or unknown:
+        parts = [f"missing {listed(missing)}"] * bool(missing)
+        parts += [f"unknown {listed(unknown)}"] * bool(unknown)
+        raise UserError(f"the keys do not fit: {'; '.join(parts)}")
+    wrong = [
+        f"{name} {list(given[name].shape)} (needs {list(tensor.shape)})"
+        for name, tensor in expected.items()
+        if given[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise UserError(f"the shapes do not fit: {listed(wrong)}")
 
 
 def is_plain(value: Any) -> bool:
@@ -117,7 +124,7 @@ def is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
-def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def owned(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors as float32, none sharing memory with another, as safetensors needs them.
 
     Those that are float32 and alone already are not copied.
@@ -128,6 +135,8 @@ def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     result = {}
     for name, given in tensors.items():
+        if not isinstance(given, Tensor):
+            raise UserError(f"{name} is a {type(given).__name__}, not a tensor")
         tensor = given.detach()
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise UserError(f"{name} is {tensor.dtype}, {tensor.layout}, not dense floats")

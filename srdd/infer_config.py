@@ -5,26 +5,17 @@ What no tensor tells is VAR's own: epsilon 1e-6, phi weighing half, Euclidean ne
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
+from srdd.foreign import check_tensors
 from srdd.masks import Mask
 from srdd.official import Mapped, var_name, vqvae_name
 from srdd.published import PATCH_NUMS
 from srdd.scales import check_patch_nums
-
-_SHOWN = 3  # keys that a message names
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for one line: the first few, and how many more there are."""
-    every = sorted(names)
-    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(every[:_SHOWN]) + more
-
 
 def infer_tokenizer(mapped: Mapped, patch_nums: tuple[int, ...]) -> TokenizerConfig:
     """A VAR tokenizer's configuration for a schedule: its weights serve any.
@@ -156,22 +147,14 @@ def check_fit(model: nn.Module, mapped: Mapped, given: Mapping[str, Tensor] | No
     Raises:
         UserError: keys are missing or unknown, or a shape is wrong.
     """
-    expected = {
-        name: tensor for name, tensor in model.state_dict().items() if name not in (given or {})
-    }
-    missing = [_file_name(mapped, name) for name in expected.keys() - mapped.tensors.keys()]
-    unknown = [mapped.origin[name] for name in mapped.tensors.keys() - expected.keys()]
-    if missing or unknown:
-        parts = [f"missing {listed(missing)}"] * bool(missing)
-        parts += [f"unknown {listed(unknown)}"] * bool(unknown)
-        raise UserError(f"the keys do not fit: {'; '.join(parts)}")
-    wrong = [
-        f"{mapped.origin[name]} {list(mapped.tensors[name].shape)} (needs {list(tensor.shape)})"
-        for name, tensor in expected.items()
-        if mapped.tensors[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise UserError(f"the shapes do not fit: {listed(wrong)}")
+    check_tensors(
+        {
+            mapped.origin.get(name) or _file_name(mapped, name): tensor
+            for name, tensor in model.state_dict().items()
+            if name not in (given or {})
+        },
+        {mapped.origin[name]: tensor for name, tensor in mapped.tensors.items()},
+    )
 
 
 def _told(level_1L: Tensor | None, length: int) -> tuple[int, ...] | None:

@@ -84,8 +84,6 @@ def _map(state: Mapping[str, Any], names: Mapping[str, str], dropped: list[str])
     for name, ours in names.items():
         if ours in origin:
             raise UserError(f"{origin[ours]} and {name} are the same parameter")
-        if not isinstance(state[name], Tensor):
-            raise UserError(f"{name} is a {type(state[name]).__name__}, not a tensor")
         origin[ours] = name
     for name in dropped:  # our keys have no bias at all
         if name.endswith("zero_k_bias") and is_plain(state[name]) and state[name].any():
