@@ -24,6 +24,7 @@ from srdd.train.config import OptimConfig
 from srdd.train.ema import finished_weights
 from srdd.train.flops import image_flops
 from srdd.train.loop import Batch, Task, fit
+from srdd.unpickle import unpickle
 
 _ORDER, _FLIP = 0x08DE9, 0xF11B  # streams of random numbers
 _NEEDED = ("images", "labels", "held_out", "held_out_labels")
@@ -177,7 +178,7 @@ class Stage:
         state_path, curve_path = self.directory / "state.pt", self.directory / "curve.json"
         state: dict[str, Any] = {}
         if state_path.exists():
-            state = torch.load(state_path, map_location="cpu", weights_only=True)
+            state = unpickle(state_path, mapped=False)
         done = int(state.get("step", 0))
         curve = json.loads(curve_path.read_text()) if curve_path.exists() else []
         curve = [row for row in curve if row["step"] <= done]

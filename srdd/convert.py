@@ -58,7 +58,7 @@ def tokenizer_source(loaded: Mapping[str, Any], where: str) -> Source:
     """
     with _about(where):
         found = _find_tokenizer(loaded)
-        if found is None:
+        if found is None or name_network(found.state) == "a VQGAN":
             raise UserError(_instead("tokenizer", loaded))
         return Source(where, map_tokenizer(found.state), place=found.place)
 
@@ -176,15 +176,14 @@ def _instead(wanted: str, loaded: Mapping[str, Any]) -> str:
     other = {"tokenizer": "transformer", "transformer": "tokenizer"}[wanted]
     if network == f"VAR's {other}":
         return f"this is the {other}: are the two files swapped?"
-    right = f"a {wanted} of {_OF[wanted]} is wanted, such as {_EXAMPLES[wanted]}"
     if network == "HMAR's mask prediction":
         return (
             "this is HMAR's mask prediction, which cannot draw scale by scale: give HMAR's "
             "next-scale checkpoint, or its released file, which holds both"
         )
     if network is None:
-        return f"its keys ({listed(state) or 'none'}) are of no network known here: {right}"
-    return f"this is {network}: {right}"
+        return f"there is no {_OF[wanted]} {wanted} in it; its keys: {listed(state) or 'none'}"
+    return f"this is {network}: a {wanted} of {_OF[wanted]} is wanted, such as {_EXAMPLES[wanted]}"
 
 
 @contextmanager

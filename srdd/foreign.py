@@ -94,7 +94,7 @@ def plain_names(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def listed(names: Iterable[str]) -> str:
     """Names for one line: the first few, and how many more there are."""
-    every = sorted(names)
+    every = sorted(name if name.isprintable() else repr(name) for name in names)
     more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
     return ", ".join(every[:_SHOWN]) + more
 

@@ -17,6 +17,7 @@ from srdd.official import Mapped, var_name, vqvae_name
 from srdd.published import PATCH_NUMS
 from srdd.scales import check_patch_nums
 
+
 def infer_tokenizer(mapped: Mapped, patch_nums: tuple[int, ...]) -> TokenizerConfig:
     """A VAR tokenizer's configuration for a schedule: its weights serve any.
 

@@ -50,7 +50,10 @@ _KNOWN: dict[str, Callable[[State], bool]] = {
     "a VQGAN": _begins("quantize.embedding.", "encoder.down."),
     "a tokenizer of srdd": _has("quantizer.codebook.weight", "encoder.conv_in.weight"),
     "a transformer of srdd": _has("pos_embed", "level_embed.weight"),
-    "LPIPS with VGG16": _begins("net.slice1.", "lin"),
+    "LPIPS with VGG16": lambda state: (
+        _begins("lin")(state)
+        and any(_begins(conv)(state) for conv in ("features.28.", "net.slice5."))
+    ),
     "LPIPS's heads for SqueezeNet": _shaped("lin6.model.1.weight", 1, 512, 1, 1),
     "LPIPS's heads for AlexNet": _shaped("lin1.model.1.weight", 1, 192, 1, 1),
     "LPIPS's heads for VGG16": _shaped("lin1.model.1.weight", 1, 128, 1, 1),

@@ -107,6 +107,10 @@ def unpickle(path: Path, *, mapped: bool | None = None) -> Any:
                 f"{path} has a pickle that the safe reader does not know (damaged, or of another "
                 "protocol than 2): save it again with torch.save's defaults"
             ) from None
+        if "persistent_load" in text:
+            raise UserError(
+                f"{path} holds a module with its source, not tensors alone: save its state_dict()"
+            ) from None
         raise UserError(f"{path} is damaged or cut short: fetch or copy it again") from None
 
 

@@ -14,7 +14,7 @@ from srdd.errors import UserError
 from srdd.unpickle import unpickle
 
 WANTED = "weights are a .safetensors file, or one that torch.save wrote"
-_TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch.save's mark before 2020
+_TORCH_LEGACY = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # torch.save's first number before 2020
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 _ARCHIVES = {
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7-Zip",
@@ -66,6 +66,8 @@ def _head(path: Path, wanted: str) -> bytes:
             raise UserError(f"{path} is a pipe or a device, not a file on a disk; {wanted}")
         with path.open("rb") as file:
             head = file.read(512)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:  # the latter for a name with a null character
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}") from None
@@ -80,7 +82,7 @@ def _read_one(path: Path, head: bytes, wanted: str) -> dict[str, Any]:
     elif head.startswith(b"PK"):
         _check_zip(path, wanted)
         loaded = unpickle(path)
-    elif head.startswith(_TORCH_LEGACY):
+    elif head.startswith(b"\x80") and _TORCH_LEGACY in head[:32]:
         loaded = unpickle(path)
     else:
         raise UserError(f"{path} is {_what(head)}; {wanted}")
@@ -156,7 +158,11 @@ def _what(head: bytes) -> str:
         return "an HTML page: the address led to a page, not to the file"
     if start.startswith(b"<"):
         return "an XML document, such as a server's error message"
-    text = head[:-4].decode("utf-8", "replace") if len(head) == 512 else head.decode("utf-8", "replace")
+    text = (
+        head[:-4].decode("utf-8", "replace")
+        if len(head) == 512
+        else head.decode("utf-8", "replace")
+    )
     if all(char.isprintable() or char.isspace() for char in text) and "\ufffd" not in text:
         kind = "a JSON document" if start[:1] in (b"{", b"[") else "a text file"
         return f"{kind}, which begins with {' '.join(text.split())[:40]!r}"

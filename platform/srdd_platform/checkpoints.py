@@ -12,6 +12,7 @@ import torch
 from pyarrow import fs
 
 from srdd.errors import UserError
+from srdd.unpickle import unpickle
 from srdd_platform.files import atomic_path, read_json, sha256_file, write_json
 from srdd_platform.jobs import Job
 from srdd_platform.runs import CONFIG
@@ -131,14 +132,14 @@ def read_state(directory: Path, job: Job) -> dict[str, Any]:
         path = directory / name
         if not path.is_file() or sha256_file(path) != written["sha256"]:
             raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's")
-    state: dict[str, Any] = torch.load(
-        directory / STATE, map_location="cpu", weights_only=True,
-        mmap=job.parallel == "fsdp",  # a worker reads its shard, and one copy serves all of a node
-    )  # fmt: skip
+    # With FSDP a worker reads its shard, and one mapped copy serves all of a node.
+    state: dict[str, Any] = unpickle(directory / STATE, mapped=job.parallel == "fsdp")
     return state
 
 
-def _refuse_foreign(manifest: dict[str, Any], job: Job, name: str) -> None:
+def _refuse_foreign(manifest: Any, job: Job, name: str) -> None:
+    if not isinstance(manifest, dict) or "config" not in manifest:
+        raise UserError(f"{name} is no checkpoint: {MANIFEST} does not say whose it is")
     if manifest["config"] != job.config_hash:
         raise UserError(f"{name} is a checkpoint of another configuration")
 

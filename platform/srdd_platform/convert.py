@@ -21,9 +21,9 @@ from srdd.convert import (
     transformer_source,
 )
 from srdd.errors import UserError
-from srdd.foreign import read_foreign
 from srdd.official import share_quant_resi, to_var, to_vqvae
 from srdd.pipeline import Pipeline, load_pipeline, save_pipeline
+from srdd.weight_files import read_weights
 from srdd_platform.draw import integers
 from srdd_platform.files import atomic_path
 from srdd_platform.label_files import read_class_names
@@ -75,13 +75,14 @@ def convert_to(command: "Convert", console: Console) -> None:
 
 
 def _read_sources(vae: Path | None, transformer: Path) -> tuple[Source, Source]:
-    loaded = read_foreign(transformer)
-    if vae is None:
-        if not has_tokenizer(loaded):
-            raise UserError(f"{transformer} holds no tokenizer: give --vae")
-        other, where = loaded, transformer
-    else:
-        other, where = read_foreign(vae), vae
+    loaded = read_weights(
+        transformer, "--transformer takes VAR's, MVAR's or HMAR's, such as var_d16.pth"
+    )
+    other, where = loaded, transformer
+    if vae is not None:
+        other, where = read_weights(vae, "--vae takes VAR's, such as vae_ch160v4096z32.pth"), vae
+    elif not has_tokenizer(loaded):
+        raise UserError(f"{transformer} holds no tokenizer: give --vae")
     return tokenizer_source(other, str(where)), transformer_source(loaded, str(transformer))
 
 
@@ -94,7 +95,8 @@ def _reason(given: str | None, source: Source) -> str:
 def _report(source: Source, console: Console, show_keys: bool) -> None:
     mapped = source.mapped
     dropped = f"; left out: {_grouped(mapped.dropped)}" if mapped.dropped else ""
-    console.print(f"{source.where}: {len(mapped.origin)} tensors mapped{dropped}", soft_wrap=True)
+    where = f"{source.where}, {source.place}" if source.place else source.where
+    console.print(f"{where}: {len(mapped.origin)} tensors mapped{dropped}", soft_wrap=True)
     if show_keys:
         for ours, theirs in mapped.origin.items():
             console.print(f"  {theirs} -> {ours}", soft_wrap=True)

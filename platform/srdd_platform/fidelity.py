@@ -5,6 +5,7 @@ Every number carries its extractor's name: ``inception-v3-compat`` for torch-fid
 nothing about an FID of the other.
 """
 
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ from torch import Tensor
 from srdd.checkpoint import build_empty, load_weights, read_config
 from srdd.classifier import Classifier, ClassifierConfig
 from srdd.errors import UserError
+from srdd.foreign import check_tensors, listed, main_state, owned
 from srdd.frechet import Gaussian
+from srdd.networks import is_inception, name_network
+from srdd.weight_files import read_weights
 from srdd_platform.files import sha256_file
 from srdd_platform.kid import class_bias
 from srdd_platform.sweep_args import MIN_IMAGES
@@ -25,6 +29,10 @@ from srdd_platform.sweep_args import MIN_IMAGES
 JACKKNIFE_BLOCKS = 10
 KID_SUBSETS, KID_SUBSET_SIZE = 50, 250
 INCEPTION = "inception-v3-compat"
+_WANTED = (
+    "--extractor inception takes torch-fidelity's Inception, "
+    "weights-inception-2015-12-05-6726825d.pth"
+)
 
 
 def import_torch_fidelity() -> Any:
@@ -140,8 +148,15 @@ def _classifier_class(fidelity: Any, directory: Path) -> Any:
 
 
 def classifier_name(directory: Path) -> str:
-    """The name under which a classifier's numbers stand: it changes with its weights."""
-    return f"classifier-{sha256_file(directory / 'model.safetensors')[:8]}"
+    """The name under which a classifier's numbers stand: it changes with its weights.
+
+    Raises:
+        UserError: there are no weights.
+    """
+    path = directory / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the classifier is not finished, or not whole")
+    return f"classifier-{sha256_file(path)[:8]}"
 
 
 def load_extractor(name: str, weights: Path | None, device: str = "cpu") -> Extractor:
@@ -156,10 +171,6 @@ def load_extractor(name: str, weights: Path | None, device: str = "cpu") -> Extr
     Raises:
         UserError: the name is unknown or the weights are missing or of another kind.
     """
-    fidelity = import_torch_fidelity()
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-    from torch_fidelity.utils import create_feature_extractor
-
     if name not in ("classifier", "inception"):
         raise UserError(f"no extractor {name!r}: use classifier or inception")
     if weights is None or not weights.exists():
@@ -170,12 +181,17 @@ def load_extractor(name: str, weights: Path | None, device: str = "cpu") -> Extr
         )
     if name == "inception":
         layers = ("2048", "logits_unbiased")
-        _check_plain(weights)
-        net = create_feature_extractor(
-            INCEPTION, list(layers), cuda=False, verbose=False,
-            feature_extractor_weights_path=str(weights),
-        )  # fmt: skip
+        net = _inception(weights, layers)
         return Extractor(f"{INCEPTION}-{sha256_file(weights)[:8]}", net, layers, device)
+    if weights.is_file():
+        raise UserError(
+            f"--weights {weights} is a file: a classifier is the run directory that srdd train "
+            "classifier made; for a file of Inception give --extractor inception"
+        )
+    fidelity = import_torch_fidelity()
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+    from torch_fidelity.utils import create_feature_extractor
+
     directory = weights / "model" if (weights / "model" / "config.json").exists() else weights
     wrapper = _classifier_class(fidelity, directory)
     registered = classifier_name(directory)
@@ -186,19 +202,37 @@ def load_extractor(name: str, weights: Path | None, device: str = "cpu") -> Extr
     return Extractor(registered, net, layers, device)
 
 
-def _check_plain(weights: Path) -> None:
-    """Refuse a file that is no state dict; torch-fidelity would unpickle whatever it holds.
+def _inception(weights: Path, layers: tuple[str, str]) -> Any:
+    """torch-fidelity's Inception; its own way to read a file would run a pickle's code.
 
     Raises:
-        UserError: it is something else.
+        UserError: the file holds something else, which is named.
     """
+    state = main_state(read_weights(weights, _WANTED))
+    if not is_inception(state):
+        network = name_network(state)
+        what = f"is {network}" if network else f"has other keys ({listed(state) or 'none'})"
+        raise UserError(f"{weights} {what}: {_WANTED}")
+    import_torch_fidelity()
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Inception(FeatureExtractorInceptionV3):  # type: ignore[misc]
+        """Takes the weights that were read here."""
+
+        def load_state_dict(self, *_: Any, **__: Any) -> Any:
+            own = self.state_dict()
+            counts = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
+            given = owned({name: state[name] for name in state if name not in counts})
+            check_tensors(own, given | counts)
+            return super().load_state_dict(given | counts)
+
+    none = io.BytesIO()
+    torch.save({}, none)
+    none.seek(0)
     try:
-        loaded = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{weights} holds no weights of Inception: {reason}") from None
-    if not isinstance(loaded, dict) or not any("Mixed_7c" in str(name) for name in loaded):
-        raise UserError(f"{weights} holds no weights of torch-fidelity's Inception")
+        return Inception(INCEPTION, list(layers), feature_extractor_weights_path=none)
+    except UserError as error:
+        raise UserError(f"{weights}: {error}; {_WANTED}") from None
 
 
 class Reference(Gaussian):

@@ -13,12 +13,16 @@ Known layouts, in one file or two:
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srdd.errors import UserError
+from srdd.foreign import check_tensors, main_state, owned
+from srdd.networks import name_network
+from srdd.weight_files import read_weights
 
 _SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # torchvision's convolutions
 _BEGINS = (0, 4, 9, 16, 23)  # and the first layer of each slice
@@ -26,6 +30,8 @@ _WIDTHS = (64, 128, 256, 512, 512)
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _SMALLEST_SIDE = 16  # four poolings
 
+_WANTED = "--lpips takes VGG16 with LPIPS's heads, or VGG16 beside --lpips-heads"
+_PARTS = (None, "VGG16", "LPIPS with VGG16", "LPIPS's heads for VGG16")  # None: not known yet
 _CONV = re.compile(r"(?:net\.)?features\.(\d+)\.(weight|bias)")
 _SLICE = re.compile(r"net\.slice([1-5])\.(\d+)\.(weight|bias)")
 _HEAD = re.compile(r"(?:lin|lins\.)([0-4])\.model\.1\.weight")
@@ -89,46 +95,46 @@ def load_lpips(paths: Sequence[Path]) -> Lpips:
     """LPIPS from its weights: one file with all of it, or VGG16 and the heads.
 
     Raises:
-        UserError: a file is missing or no state dict, or holds, lacks or repeats a weight.
+        UserError: a file is missing or holds something else, or a weight is missing or differs
+            under two names.
     """
     found: dict[str, Tensor] = {}
+    networks = []
     names = " and ".join(str(path) for path in paths)
     for path in paths:
-        for key, tensor in _state_dict(path).items():
-            name = _canonical(key, tensor)
-            if name is None:
-                continue
-            value = tensor.float().flatten() if name.startswith("heads") else tensor.float()
+        state = main_state(read_weights(path, _WANTED))
+        networks.append(name_network(state))
+        if networks[-1] not in _PARTS:
+            raise UserError(f"{path} is {networks[-1]}: {_WANTED}")
+        try:
+            known = {key: _canonical(key, value) for key, value in state.items()}
+            tensors = owned({key: state[key] for key, name in known.items() if name})
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        for key, tensor in tensors.items():
+            name = str(known[key])
+            value = tensor.flatten() if name.startswith("heads") else tensor
             if name in found and not torch.equal(found[name], value):
                 raise UserError(f"{path}: {key} differs from the same weight under another name")
             found[name] = value
+    if networks == ["VGG16"] and not any(name.startswith("heads") for name in found):
+        raise UserError(f"{names} is VGG16 alone: give LPIPS's heads with --lpips-heads FILE")
+    if networks == ["LPIPS's heads for VGG16"]:
+        raise UserError(
+            f"{names} holds LPIPS's heads alone: give them with --lpips-heads, and VGG16 "
+            "(vgg16-397923af.pth) with --lpips"
+        )
     model = Lpips()
     wanted = {name: value for name, value in model.state_dict().items() if "." in name}
-    for name, value in wanted.items():
-        if name not in found:
-            raise UserError(f"{names}: LPIPS's {name} is missing (VGG16 and its heads are needed)")
-        if found[name].shape != value.shape:
-            raise UserError(
-                f"{names}: LPIPS's {name} must be {list(value.shape)}, got "
-                f"{list(found[name].shape)}"
-            )
+    try:
+        check_tensors(wanted, found)
+    except UserError as error:
+        raise UserError(f"{names}: {error}; {_WANTED}") from None
     model.load_state_dict({**model.state_dict(), **found})
     return model.eval()
 
 
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:  # torch raises many kinds
-        raise UserError(f"{path} holds no weights: {str(error).strip().splitlines()[0]}") from None
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise UserError(f"{path} holds no state dict")
-    return loaded
-
-
-def _canonical(key: str, tensor: Tensor) -> str | None:
+def _canonical(key: str, tensor: Any) -> str | None:
     """Our name of a weight, or None where it is not needed."""
     if match := _HEAD.fullmatch(key):
         return f"heads.{match[1]}"
@@ -143,9 +149,9 @@ def _canonical(key: str, tensor: Tensor) -> str | None:
                 return f"convs.{candidate}.{match[3]}"
     if key.startswith("classifier."):
         return None
-    if key in ("scaling_layer.shift", "scaling_layer.scale"):
+    if key in ("scaling_layer.shift", "scaling_layer.scale") and isinstance(tensor, Tensor):
         constants = torch.tensor(_SHIFT if key.endswith("shift") else _SCALE)
         if tensor.numel() == 3 and torch.allclose(tensor.float().flatten(), constants, atol=1e-4):
             return None
-        raise UserError(f"LPIPS's weights have another {key}: {tensor.flatten().tolist()}")
-    raise UserError(f"{key!r} is no weight of VGG16 or of LPIPS's heads")
+        raise UserError(f"{key} is not LPIPS's")
+    raise UserError(f"{key!r} is no weight of VGG16 or of LPIPS's heads; {_WANTED}")

@@ -148,10 +148,28 @@ def test_hmar_leaves_out_its_mask_prediction_and_nothing_else(tiny_official: Off
     assert mapped.origin["blocks.1.attn.qkv.weight"] == "ns_blocks.0.attn.mat_qkv.weight"
 
 
-def test_a_mask_prediction_elsewhere_is_unknown(tiny_official: Official) -> None:
-    sources = _sources(tiny_official, mask_embed__weight=torch.ones(1, 32))
-    with pytest.raises(UserError, match=r"var.pth: the keys do not fit: unknown mask_embed.weight"):
-        build_pipeline(*sources, patch_nums=SIDES)
+def mask_prediction(var_state: State) -> State:
+    """The tiny transformer as HMAR's trainer of masked codes keeps it: ``blocks`` alone."""
+    renamed = {n.replace("word_embed.bias", "word_embed_bias"): t for n, t in var_state.items()}
+    return {**renamed, "mask_embed.weight": torch.ones(1, 32)}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"transformer_wo_ddp": state, "args": {}},
+        lambda state: {"trainer": {"transformer_wo_ddp": state, "config": {}}, "epoch": 1},
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+    ],
+    ids=["flat", "outer", "training", "ddp"],
+)
+def test_hmars_mask_prediction_is_refused_as_what_it_is(
+    tiny_official: Official, wrap: Callable[[State], dict[str, object]]
+) -> None:
+    said = r"^t: this is HMAR's mask prediction, .*: give HMAR's next-scale checkpoint"
+    with pytest.raises(UserError, match=said):
+        transformer_source(wrap(mask_prediction(tiny_official["var"])), "t")
 
 
 def test_sizes_come_from_the_tensors(make_pipeline: MakePipeline) -> None:

@@ -125,14 +125,16 @@ def _refused(tmp_path: Path, state: object) -> str:
 
 def test_other_weights_are_refused_by_name(weights: dict[str, Tensor], tmp_path: Path) -> None:
     heads = {n: t for n, t in weights.items() if n.startswith("lin")}
-    assert "convs.0.weight is missing" in _refused(tmp_path, heads)
+    assert "LPIPS's heads alone: give them with --lpips-heads" in _refused(tmp_path, heads)
+    cut = {n: t for n, t in weights.items() if n != "features.5.bias"}
+    assert "missing convs.5.bias; --lpips takes" in _refused(tmp_path, cut)
     assert "'features.1.weight'" in _refused(tmp_path, {"features.1.weight": torch.zeros(1)})
     assert "'layer1.0.conv1'" in _refused(tmp_path, {**heads, "layer1.0.conv1": torch.zeros(1)})
     shifted = {"scaling_layer.shift": torch.zeros(3)}
     assert "scaling_layer.shift" in _refused(tmp_path, {**heads, **shifted})
-    assert "no state dict" in _refused(tmp_path, [1, 2])
+    assert "holds a list, not tensors by name; --lpips takes" in _refused(tmp_path, [1, 2])
     broken = {**weights, "lin2.model.1.weight": torch.zeros(1, 255, 1, 1)}
-    assert "heads.2 must be [256], got [255]" in _refused(tmp_path, broken)
+    assert "heads.2 [255] (needs [256])" in _refused(tmp_path, broken)
     twice = {**weights, "lins.2.model.1.weight": torch.zeros(1, 256, 1, 1)}
     assert "lins.2.model.1.weight differs" in _refused(tmp_path, twice)
     (tmp_path / "text.pth").write_text("hello")
