@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from srdd.autoencoder import Decoder
+from srdd.compiling import check_compiler, compile_function
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
 from srdd.linear import RowLinear
@@ -61,6 +62,29 @@ class Int8Linear(nn.Module):
         return out
 
 
+def check_accelerators(
+    device: torch.device, *, int8: bool = False, compiled: bool = False, cuda_graph: bool = False
+) -> None:
+    """Refuse what :func:`make_sampler` could not do on a device of this machine.
+
+    Raises:
+        UserError: the machine lacks what it needs; the message names the option.
+    """
+    if int8:
+        _check_int8(device)
+    if cuda_graph and device.type != "cuda":
+        raise UserError(f"--cuda-graph needs a CUDA device, this is {device}: leave it out")
+    if compiled:
+        check_compiler(device)
+
+
+def _check_int8(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise UserError(f"--int8 runs on a CPU, this is {device}: use bfloat16 there")
+    if not torch.cpu._is_vnni_supported():
+        raise UserError("--int8 needs a processor with AVX512-VNNI: leave it off on this one")
+
+
 def int8_linears(pipeline: Pipeline) -> Pipeline:
     """A copy whose transformer blocks multiply in int8; the tokenizer is shared.
 
@@ -70,11 +94,7 @@ def int8_linears(pipeline: Pipeline) -> Pipeline:
         UserError: the model is not on a CPU, or the processor has no 8-bit dot product (VNNI),
             without which this is slow.
     """
-    device = pipeline.transformer.pos_embed.device
-    if device.type != "cpu":
-        raise UserError(f"int8 runs on a CPU, the model is on {device}: use bfloat16 there")
-    if not torch.cpu._is_vnni_supported():
-        raise UserError("int8 needs a processor with AVX512-VNNI: leave it off on this one")
+    _check_int8(pipeline.transformer.pos_embed.device)
     model = copy.deepcopy(pipeline.transformer)
     for block in model.layers:
         for parent, names in ((block.attn, ("qkv", "proj")), (block.ffn, ("fc1", "fc2"))):
@@ -93,8 +113,8 @@ def compile_blocks(pipeline: Pipeline, backend: str = "inductor") -> Pipeline:
         backend: torch.compile's.
     """
     model = copy.deepcopy(pipeline.transformer)
-    project = torch.compile(Block.project, dynamic=True, backend=backend)
-    finish = torch.compile(Block.finish, dynamic=True, backend=backend)
+    project = compile_function(Block.project, dynamic=True, backend=backend)
+    finish = compile_function(Block.finish, dynamic=True, backend=backend)
     for block in model.layers:
         object.__setattr__(block, "project", partial(project, block))
         object.__setattr__(block, "finish", partial(finish, block))
@@ -108,7 +128,7 @@ def compile_decoder(pipeline: Pipeline, backend: str = "inductor") -> Pipeline:
     """
     tokenizer = copy.deepcopy(pipeline.tokenizer)
     decoder = tokenizer.decoder
-    compiled = torch.compile(Decoder.forward, dynamic=False, backend=backend)
+    compiled = compile_function(Decoder.forward, dynamic=False, backend=backend)
     object.__setattr__(decoder, "forward", partial(compiled, decoder))
     return Pipeline(tokenizer, pipeline.transformer, pipeline.sampler, pipeline.class_names)
 
@@ -225,6 +245,7 @@ def make_sampler(
         UserError: the device or the settings do not allow it.
     """
     device = pipeline.transformer.pos_embed.device
+    check_accelerators(device, int8=int8, compiled=compiled, cuda_graph=cuda_graph)
     began = time.perf_counter()
     if int8:
         pipeline = int8_linears(pipeline)

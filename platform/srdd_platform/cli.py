@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from srdd.compiling import check_machine
 from srdd.errors import UserError
 from srdd.masks import Mask
 from srdd.presets import get_preset
@@ -53,6 +54,8 @@ class TrainOptions:
             train([job], None, console)  # refuses other settings
             console.print(f"{self.out} is finished: {self.out / 'model'}", soft_wrap=True)
             return
+        if self.address is None:  # the nodes of a cluster are looked at by its workers
+            check_machine(job.device, compiled=job.settings["optim"]["compile"])
         with session(self.address) as cluster:
             if cluster.dashboard_url:
                 console.print(f"Ray dashboard: {cluster.dashboard_url}")

@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
+from srdd.compiling import check_machine
 from srdd.config import SamplerConfig
 from srdd.distill import check_stages, check_teacher, prune_tokenizer
 from srdd.errors import UserError
@@ -139,6 +140,9 @@ def distill(job: Distillation, preset: Preset, address: str | None, console: Con
     finished = (job.out / "model").is_dir()
     if job.evaluation.weights and not finished:  # or an hour passes before they are looked at
         load_extractor(job.evaluation.extractor, Path(job.evaluation.weights))
+    if address is None and not finished:
+        optim = job.options.apply(sized.transformer_optim)
+        check_machine(job.options.device, compiled=optim.compile)
     with ExitStack() as stack:
         stack.enter_context(open_run(job.out, "train distill", *_configuration(job, sized)))
         connect = cache(lambda: _connect(stack, address, console))

@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from srdd.accelerate import make_sampler
+from srdd.accelerate import check_accelerators, make_sampler
 from srdd.config import SamplerConfig
+from srdd.devices import find_device
 from srdd.errors import UserError
 from srdd.pipeline import Pipeline, load_pipeline
 from srdd.png import grid
@@ -58,23 +59,6 @@ def pick_labels(pipeline: Pipeline, classes: str | None, num: int) -> Tensor:
     return torch.tensor([chosen[i % len(chosen)] for i in range(num)])
 
 
-def device(name: str) -> torch.device:
-    """A torch device that is there.
-
-    Raises:
-        UserError: the name is unknown, or this machine has none.
-    """
-    try:
-        found = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"no device {name!r}: use cpu, cuda or cuda:1") from None
-    if found.type not in ("cpu", "cuda"):
-        raise UserError(f"no device {name!r}: use cpu, cuda or cuda:1")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: torch finds no CUDA device here")
-    return found
-
-
 def draw_to(command: "Sample", console: Console) -> None:
     """Draw images and write them.
 
@@ -88,7 +72,10 @@ def draw_to(command: "Sample", console: Console) -> None:
         raise UserError(f"--seed must lie in [0, 2**63), got {command.seed}")
     if command.out.suffix.lower() in _IMAGES:
         raise UserError(f"{command.out}: a grid is a .png; single images go to a directory")
-    target = device(command.device)
+    target = find_device(command.device)
+    check_accelerators(
+        target, int8=command.int8, compiled=command.compile, cuda_graph=command.cuda_graph
+    )
     pipeline = load_pipeline(command.model).to(target, getattr(torch, command.dtype))
     config = resolve(command, pipeline.sampler)
     labels = pick_labels(pipeline, command.classes, command.num)

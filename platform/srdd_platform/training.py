@@ -26,6 +26,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from srdd.compiling import check_machine
 from srdd.errors import UserError
 from srdd.fields import from_dict
 from srdd.train.config import OptimConfig
@@ -75,8 +76,9 @@ def worker(config: dict[str, Any]) -> str | None:
 def _train(job: Job) -> None:
     if job.device == "cpu":
         torch.set_num_threads(job.threads)
-    run, device = Path(job.run), torch.device(job.device)
+    run = Path(job.run)
     optim = from_dict(OptimConfig, job.settings["optim"], "optim")
+    device = check_machine(job.device, compiled=optim.compile)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     half = optim.precision == "bfloat16"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from srdd.compiling import compile_function
 from srdd.config import TransformerConfig
 from srdd.distill import check_teacher, prune_transformer, teacher_kl
 from srdd.errors import UserError
@@ -188,7 +189,7 @@ def arrange(model: ScaleTransformer, optim: OptimConfig, backend: str = "inducto
     halves: dict[str, Any] = {"project": Block.project, "finish": Block.finish}
     if optim.compile:
         halves = {
-            name: torch.compile(function, dynamic=True, backend=backend)
+            name: compile_function(function, dynamic=True, backend=backend)
             for name, function in halves.items()
         }
     for block in model.layers:
