@@ -74,14 +74,27 @@ def load_weights(model: M, directory: Path) -> M:
     Raises:
         UserError: the file is missing or damaged, or its keys or shapes do not fit.
     """
+    model.load_state_dict(map_weights(model, directory), assign=False)
+    return model
+
+
+def map_weights(model: nn.Module, directory: Path) -> dict[str, Tensor]:
+    """The tensors of ``model.safetensors``, found to fit; their values are read when used.
+
+    Args:
+        model: whose names and shapes are wanted; the meta device will do.
+        directory: a model directory.
+
+    Raises:
+        UserError: as :func:`load_weights`.
+    """
     path = directory / "model.safetensors"
     tensors = read_weights(path, "the weights that belong to config.json are wanted")
     try:
         check_tensors(model.state_dict(), tensors)
     except UserError as error:
         raise UserError(f"{path} does not fit its config.json: {error}") from None
-    model.load_state_dict(tensors, assign=False)
-    return model
+    return tensors
 
 
 def build_empty(build: type[M], config: Any) -> M:

@@ -19,13 +19,11 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"no device {name!r}: use cpu, cuda or cuda:1")
     if found.type == "cpu":
         return found
-    if not torch.backends.cuda.is_built() and torch.version.hip is None:
-        raise UserError(
-            f"--device {name}: this torch {torch.__version__} was built without CUDA: install one "
-            "with it, or use --device cpu"
-        )
     count = torch.cuda.device_count()
+    if not count:
+        built = torch.version.cuda or torch.version.hip
+        why = "" if built else f": torch {torch.__version__} was built without CUDA"
+        raise UserError(f"--device {name}: torch finds no CUDA device here{why}")
     if (found.index or 0) >= count:
-        there = "no CUDA device" if not count else f"{count} CUDA device(s), from cuda:0,"
-        raise UserError(f"--device {name}: torch finds {there} here")
+        raise UserError(f"--device {name}: torch finds no CUDA device here above cuda:{count - 1}")
     return found

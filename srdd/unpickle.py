@@ -89,10 +89,17 @@ def unpickle(path: Path, *, mapped: bool | None = None) -> Any:
             not known to be harmless, which is named.
     """
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
+        with (
+            path.open("rb") as file,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(_SAFE),
+        ):
             warnings.simplefilter("ignore")
+            if path.name.endswith(".safetensors"):
+                mapped = False  # by such a path torch.load would take it for another format
             mmap = _mappable(path) if mapped is None else mapped
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            source = path if mmap else file
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged pickle may end in any of them

@@ -25,8 +25,6 @@ _OTHERS = {
     b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file, as Keras writes",
     b"GGUF": "a GGUF file, as llama.cpp takes", b"\x89PNG": "an image", b"\xff\xd8\xff": "an image",
     b"%PDF": "a PDF document", b"\x7fELF": "a program",
-    b"\x80": "a Python pickle that torch.save did not write: load it where it comes from, and "
-             "save its tensors with torch.save",
 }  # fmt: skip
 
 
@@ -106,7 +104,7 @@ def _read_shards(path: Path, wanted: str) -> dict[str, Any]:
     try:
         places = json.loads(path.read_bytes())["weight_map"]
         files = sorted(set(places.values()))
-        plain = all(Path(name).name == name for name in files)  # none elsewhere
+        plain = bool(files) and all(name and Path(name).name == name for name in files)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         plain = False
     if not plain:
@@ -151,6 +149,11 @@ def _what(head: bytes) -> str:
     for mark, name in _OTHERS.items():
         if head.startswith(mark):
             return name
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        return (
+            "a Python pickle that torch.save did not write: load it where it comes from, and save "
+            "its tensors with torch.save"
+        )
     if not head.strip(b"\0"):
         return "a file of zeros: its download did not finish"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

@@ -22,9 +22,10 @@ from srdd_platform.data_options import (
 )
 from srdd_platform.fidelity import check_classes
 from srdd_platform.files import digest, sha256_file
+from srdd_platform.init_from import check_init, weights_hash
 from srdd_platform.location import parse_location
 from srdd_platform.options import Options, Parallel, TransformerOptions
-from srdd_platform.runs import decisive, model_dir, tokenizer_dir
+from srdd_platform.runs import decisive, tokenizer_dir
 from srdd_platform.tokenizer_options import tokenizer_settings
 
 Kind = Literal["tokenizer", "transformer", "classifier"]
@@ -156,7 +157,8 @@ def make_job(
                 run=out,
             ).resolve()
         )
-        frozen = load_tokenizer(tokenizer_dir(tokenizer)).config
+        frozen_tokenizer = load_tokenizer(tokenizer_dir(tokenizer))
+        frozen = frozen_tokenizer.config
         unconditional = own.unconditional or manifest.unconditional
         sized = preset.transformer
         if own.depth is not None:
@@ -177,6 +179,7 @@ def make_job(
         if own.teacher_kl and not own.init_from:
             raise UserError("--teacher-kl needs a teacher: give --init-from")
         if own.init_from:
+            check_init(own.init_from, model_config, frozen_tokenizer)
             settings["init"] = weights_hash(own.init_from)
             more["init_from"] = str(own.init_from.resolve())
         settings["tokenizer"] = sha256_file(tokenizer_dir(tokenizer) / "model.safetensors")
@@ -208,18 +211,6 @@ def make_job(
         cache_gb=options.cache_gb,
         **more,
     )
-
-
-def weights_hash(source: Path) -> str:
-    """Names the transformer's weights in a pipeline or run directory, wherever that lies.
-
-    Raises:
-        UserError: there are none.
-    """
-    path = model_dir(source) / "transformer" / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"--init-from {source}: neither a pipeline nor a finished transformer run")
-    return sha256_file(path)
 
 
 def title(job: Job) -> str:

@@ -1,10 +1,13 @@
 """Begin a transformer with the weights of another: of another mask, schedule or set of classes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from srdd.config import TransformerConfig
 from srdd.errors import UserError
 from srdd.scales import ScaleSchedule
 from srdd.transformer import ScaleTransformer
@@ -32,16 +35,34 @@ def warm_start(model: ScaleTransformer, source: ScaleTransformer) -> WarmStart:
     Raises:
         UserError: codebook or phi differ, or the width, the heads or the attention's norm do.
     """
-    own, given = model.state_dict(), source.state_dict()
-    shared = {name: tensor for name, tensor in own.items() if name.startswith("quantizer.")}
-    for name, tensor in shared.items():
-        if name not in given or not torch.equal(tensor.cpu(), given[name].cpu()):
+    check_source(model.config, model.state_dict(), source.config, source.state_dict())
+    return copy_weights(model, source)
+
+
+def check_source(
+    config: TransformerConfig,
+    own: Mapping[str, Tensor],
+    other: TransformerConfig,
+    given: Mapping[str, Tensor],
+) -> None:
+    """Refuse a model that another cannot begin from.
+
+    Args:
+        config: of the model to train.
+        own: tensors with its codebook and phi, ``quantizer.*``.
+        other: of the model to begin from.
+        given: its tensors.
+
+    Raises:
+        UserError: as :func:`warm_start`.
+    """
+    for name in (name for name in own if name.startswith("quantizer.")):
+        if name not in given or not torch.equal(own[name].cpu(), given[name].cpu()):
             raise UserError(f"cannot begin from a model of another tokenizer: {name} differs")
     for field in ("width", "num_heads", "attn_l2_norm"):
-        mine, other = getattr(model.config, field), getattr(source.config, field)
-        if mine != other:
-            raise UserError(f"cannot begin from a model of another {field}: {other}, not {mine}")
-    return copy_weights(model, source)
+        mine, its = getattr(config, field), getattr(other, field)
+        if mine != its:
+            raise UserError(f"cannot begin from a model of another {field}: {its}, not {mine}")
 
 
 @torch.no_grad()

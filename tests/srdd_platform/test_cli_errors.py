@@ -131,7 +131,7 @@ def test_a_truncated_model_is_named(refused: Refused, tiny_pipeline: Path, tmp_p
     path = broken / "transformer" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     found = refused("sample", "--model", broken, "--out", "grid.png")
-    assert f"{path} is damaged" in found
+    assert f"{path} is a safetensors file that is damaged or cut short" in found
 
 
 def test_an_incomplete_pipeline_is_named(

@@ -220,7 +220,7 @@ def test_a_graph_without_a_gpu_is_one_line(
         srdd("sample", "--model", tiny_pipeline, "--num", 4, "--out", out, "--cuda-graph")
     assert exit_code.value.code == 2
     assert capsys.readouterr().err == (
-        "srdd: CUDA graphs need a CUDA device, the model is on cpu\n"
+        "srdd: --cuda-graph needs a CUDA device, this is cpu: leave it out\n"
     )
     assert not out.exists()
 
