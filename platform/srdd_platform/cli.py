@@ -60,9 +60,9 @@ class TrainOptions:
             if cluster.dashboard_url:
                 console.print(f"Ray dashboard: {cluster.dashboard_url}")
             if isinstance(self.training, TransformerOptions):
-                if Path(job.codes).is_relative_to(job.run):
-                    console.print(f"Codes: {job.codes}, because the tokenizer's folder cannot be "
-                                  "written", soft_wrap=True)  # fmt: skip
+                if self.training.codes is None and Path(job.codes).is_relative_to(job.run):
+                    console.print(f"Codes are kept in {job.codes}: the tokenizer's folder cannot "
+                                  "be written", soft_wrap=True)  # fmt: skip
                 encode(
                     self.data, more["tokenizer"], views=self.training.views,
                     flip=self.training.flip, reading=self.training, device=self.training.device,

@@ -4,7 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -70,7 +70,8 @@ class View:
         self.events = self._board(Events, run)
         self._metrics, self._throughput = Follower(run / METRICS), Follower(run / THROUGHPUT)
         self._warnings = Follower(run / WARNINGS)
-        self._warnings.read()  # those of an earlier start were told then
+        with suppress(OSError):
+            self._warnings.read()  # those of an earlier start were told then
         self._first = True
         self._last: dict[str, float] = {}
         self._speed: dict[str, float] = {}

@@ -4,6 +4,7 @@ The rows on disk are the truth: a search that goes on tells Optuna what they hol
 is missing and nothing else. Neither Optuna's study nor Tune's own snapshot outlives the process.
 """
 
+import logging
 import os
 import shutil
 import signal
@@ -29,10 +30,13 @@ from srdd.errors import UserError
 from srdd_platform.evaluate import EvaluationConfig, Evaluator
 from srdd_platform.rows import read_rows, settings_of, to_json, write_row
 from srdd_platform.space import Space, active_key, check_space, contains, setting, suggest
+from srdd_platform.watching import Watcher
 
 OBJECTIVES = ("fid", "gflops_per_image")  # both minimised
 PATIENCE = 20  # repeats before settings are drawn evenly
 MAX_REDRAWS = 2000  # suggestions in a row that repeat a setting before the space counts as empty
+
+logger = logging.getLogger(__name__)
 
 
 class RowSearch(OptunaSearch):  # type: ignore[misc]
@@ -217,6 +221,7 @@ def run_search(search: Search, on_row: Callable[[dict[str, Any]], None]) -> bool
     gpus = 1.0 if search.evaluation.device.startswith("cuda") else 0.0
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # or Ctrl-C looks like a finished search
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # our table instead of a box for every trial
+    table = Watcher("the table of trials", logger.warning)
     tuner = tune.Tuner(
         SamplerTrial,
         param_space={"search": search, "cpus": search.threads, "gpus": gpus},
@@ -229,7 +234,7 @@ def run_search(search: Search, on_row: Callable[[dict[str, Any]], None]) -> bool
         run_config=tune.RunConfig(
             name="search",
             storage_path=str(scratch.resolve()),
-            callbacks=[_Rows(on_row)],
+            callbacks=[_Rows(lambda row: table(on_row, row))],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),

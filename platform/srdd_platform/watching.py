@@ -1,4 +1,4 @@
-"""What only watches a training: where it fails, that is told once, and the training goes on.
+"""What only watches a run: where it fails, that is told once, and the run goes on.
 
 Metrics for Prometheus, TensorBoard's files, previews, speeds and the progress display are such.
 ``metrics.jsonl`` and checkpoints are not: they are the record of a run, and their errors end it.
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Runs actions that a training does not need."""
+    """Runs actions that a run can do without."""
 
     def __init__(self, what: str, tell: Callable[[str], None]) -> None:
         """Name what is watched.
@@ -42,8 +42,8 @@ class Watcher:
             if not self.failed:
                 self.failed = True
                 with suppress(Exception):  # who is told may be what is broken
-                    self._tell(f"{self._what} cannot be kept up: {_reason(error)}; the training "
-                               "goes on without")  # fmt: skip
+                    self._tell(f"{self._what} cannot be kept up: {_reason(error)}; the run goes "
+                               "on without")  # fmt: skip
             return None
 
 
