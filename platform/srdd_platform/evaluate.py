@@ -19,9 +19,10 @@ from srdd.train.transformer import init_weights
 from srdd.transformer import ScaleTransformer
 from srdd_platform.data import load_arrays
 from srdd_platform.drawn import GRID_IMAGES, draw_timed
-from srdd_platform.fidelity import Extractor, Reference, load_extractor, measure
+from srdd_platform.fidelity import Extractor, load_extractor
 from srdd_platform.files import digest, sha256_file
 from srdd_platform.images import grid_png, to_uint8
+from srdd_platform.metrics import Reference, measure
 from srdd_platform.protocol import PROTOCOL, under
 from srdd_platform.rows import PARAMETERS, Row
 from srdd_platform.runs import model_dir

@@ -1,4 +1,4 @@
-"""torch-fidelity's metrics on features extracted once, by Inception or by a small classifier.
+"""Feature extractors of torch-fidelity's metrics: Inception or a small classifier.
 
 Every number carries its extractor's name: ``inception-v3-compat`` for torch-fidelity's Inception,
 ``classifier-<data>-<weights>`` for one trained on the data's train split. An FID of the one says
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,15 +18,10 @@ from srdd.checkpoint import build_empty, load_weights, read_config
 from srdd.classifier import Classifier, ClassifierConfig
 from srdd.errors import UserError
 from srdd.foreign import check_tensors, listed, main_state, owned
-from srdd.frechet import Gaussian
 from srdd.networks import is_inception, name_network
 from srdd.weight_files import read_weights
 from srdd_platform.files import sha256_file
-from srdd_platform.kid import class_bias
-from srdd_platform.sweep_args import MIN_IMAGES
 
-JACKKNIFE_BLOCKS = 10
-KID_SUBSETS, KID_SUBSET_SIZE = 50, 250
 INCEPTION = "inception-v3-compat"
 _WANTED = (
     "--extractor inception takes torch-fidelity's Inception, "
@@ -233,103 +227,3 @@ def _inception(weights: Path, layers: tuple[str, str]) -> Any:
         return Inception(INCEPTION, list(layers), feature_extractor_weights_path=none)
     except UserError as error:
         raise UserError(f"{weights}: {error}; {_WANTED}") from None
-
-
-class Reference(Gaussian):
-    """Features of the real images that samples are compared with.
-
-    Args:
-        real: of at least two images.
-        labels_n: int64 [n], their classes; None where they are not known.
-    """
-
-    def __init__(self, real: Features, labels_n: Tensor | None = None) -> None:
-        super().__init__(real.features_nD)
-        self.real = real
-        self.kid_bias = _kid_bias(real, labels_n)
-
-    def standard_error(self, features_nD: Tensor, labels_n: Tensor | None) -> float:
-        """Jackknife over blocks that each hold every class alike, where classes are known.
-
-        Leaving out a tenth at a time, as the i-th block takes every tenth image of a class.
-        """
-        if labels_n is None:
-            labels_n = torch.zeros(len(features_nD), dtype=torch.int64)
-        order = torch.argsort(labels_n, stable=True)
-        block_n = torch.empty_like(order)
-        block_n[order] = torch.arange(len(order)) % JACKKNIFE_BLOCKS
-        left_out = np.array(
-            [self.frechet(features_nD[block_n != k]) for k in range(JACKKNIFE_BLOCKS)]
-        )
-        spread = np.square(left_out - left_out.mean()).sum()
-        return float(np.sqrt((JACKKNIFE_BLOCKS - 1) / JACKKNIFE_BLOCKS * spread))
-
-
-def raw_kid(fake_nD: Tensor, real_mD: Tensor, subsets: int = KID_SUBSETS) -> float:
-    """torch-fidelity's KID of features, which takes all images for independent draws."""
-    import_torch_fidelity()
-    from torch_fidelity.metric_kid import kid_features_to_metric
-
-    size = min(KID_SUBSET_SIZE, len(fake_nD), len(real_mD))
-    found = kid_features_to_metric(
-        fake_nD, real_mD, kid_subsets=subsets, kid_subset_size=size, verbose=False
-    )
-    return float(found["kernel_inception_distance_mean"])
-
-
-def _kid_bias(features: Features, labels_n: Tensor | None) -> float | None:
-    """What fixed numbers of each class add to KID; None where that cannot be known."""
-    return None if labels_n is None else class_bias(features.features_nD, labels_n)
-
-
-def measure(
-    fake: Features, reference: Reference, labels_n: Tensor | None, *, accuracy: bool
-) -> dict[str, float]:
-    """FID, IS, KID, precision and recall as torch-fidelity computes them.
-
-    Where the classes of both sides are known, the numbers of images of each count as fixed, and
-    ``kid`` has the bias of that subtracted (:mod:`srdd_platform.kid`).
-
-    Args:
-        fake: features of the images judged.
-        reference: the real images.
-        labels_n: int64 [n], the class asked for each image; None where none was, as for a folder
-            of somebody else's images.
-        accuracy: whether the extractor's classes are the data's.
-
-    Returns:
-        fid, fid_se (ours, jackknife), inception_score (one split), kid_raw (torch-fidelity's),
-        precision and recall. With labels, accuracy, the share of images classified as the class
-        asked for; with labels on both sides and two images of some class, kid.
-
-    Raises:
-        UserError: there are too few images.
-    """
-    import_torch_fidelity()
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    real = reference.real
-    fewest = min(len(fake.features_nD), len(real.features_nD))
-    if fewest < MIN_IMAGES:
-        raise UserError(f"metrics need at least {MIN_IMAGES} images on both sides, got {fewest}")
-    statistics = [fid_features_to_statistics(f.features_nD) for f in (fake, real)]
-    fid = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
-    prc = prc_features_to_metric(fake.features_nD, real.features_nD, verbose=False)
-    isc = isc_features_to_metric(fake.logits_nK, splits=1)
-    measured = {
-        "fid": float(fid),
-        "fid_se": reference.standard_error(fake.features_nD, labels_n),
-        "inception_score": isc["inception_score_mean"],
-        "kid_raw": raw_kid(fake.features_nD, real.features_nD),
-        "precision": float(prc["precision"]),
-        "recall": float(prc["recall"]),
-    }
-    bias = _kid_bias(fake, labels_n)
-    if bias is not None and reference.kid_bias is not None:
-        measured["kid"] = measured["kid_raw"] - bias - reference.kid_bias
-    if accuracy and labels_n is not None:
-        hits = fake.logits_nK.argmax(1) == labels_n
-        measured["accuracy"] = float(hits.double().mean())
-    return measured

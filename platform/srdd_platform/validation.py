@@ -19,8 +19,9 @@ from srdd.train.tokenizer import TokenizerTask, to_float
 from srdd.train.transformer import TransformerTask
 from srdd_platform.codes import load_codes, load_views
 from srdd_platform.data import load_images
-from srdd_platform.fidelity import Reference, load_extractor
+from srdd_platform.fidelity import load_extractor
 from srdd_platform.jobs import Job
+from srdd_platform.metrics import Reference
 from srdd_platform.sweep_args import MIN_IMAGES
 
 MAX_IMAGES = 10_000

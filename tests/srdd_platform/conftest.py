@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig
 from srdd.checkpoint import save_model
@@ -26,6 +27,7 @@ from srdd.train.loop import Batch, fit
 from srdd.train.transformer import init_weights
 from srdd.transformer import ScaleTransformer
 from srdd_platform.data import GlobalBatchSampler, load_arrays, prepare
+from srdd_platform.fidelity import Extractor, load_extractor
 from srdd_platform.runs import read_metrics
 
 TINY_MASKS: tuple[Mask, ...] = ("markov", "block_causal")
@@ -95,6 +97,18 @@ def classifier_dir(digits_shards: Path, tmp_path_factory: pytest.TempPathFactory
     directory = tmp_path_factory.mktemp("classifier") / "model"
     save_model(directory, "classifier", model, task.classifier.state_dict())
     return directory
+
+
+@pytest.fixture(scope="session")
+def extractor(classifier_dir: Path) -> Extractor:
+    """That classifier as an extractor."""
+    return load_extractor("classifier", classifier_dir)
+
+
+@pytest.fixture(scope="session")
+def digits(digits_shards: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """uint8 images and labels of either split."""
+    return {split: load_arrays(digits_shards, split) for split in ("train", "val")}
 
 
 class AfterStep:

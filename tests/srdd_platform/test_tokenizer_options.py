@@ -16,10 +16,11 @@ from srdd.train.perceptual import Lpips
 from srdd.train.quality import ssim, to_8bit
 from srdd.train.tokenizer import TokenizerTask, to_float
 from srdd_platform.data import load_arrays
-from srdd_platform.fidelity import Reference, load_extractor, measure
+from srdd_platform.fidelity import load_extractor
 from srdd_platform.files import sha256_file
 from srdd_platform.jobs import Job, make_job
 from srdd_platform.launch import train
+from srdd_platform.metrics import Reference, measure
 from srdd_platform.options import Options
 from srdd_platform.ray_session import Session
 from srdd_platform.runs import read_metrics
