@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -19,7 +20,7 @@ from srdd.checkpoint import save_model
 from srdd.classifier import ClassifierConfig
 from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.masks import Mask
-from srdd.pipeline import save_pipeline
+from srdd.pipeline import load_pipeline, save_pipeline
 from srdd.tokenizer import Tokenizer
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig
@@ -74,6 +75,15 @@ def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[Mask, Path]
 def tiny_pipeline(tiny_pipelines: dict[Mask, Path]) -> Path:
     """The Markovian one."""
     return tiny_pipelines["markov"]
+
+
+@pytest.fixture(scope="session")
+def slow_pipeline(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that takes about 0.1 s an image, so that a request can be met in progress."""
+    long = SamplerConfig(refine_steps=100, resample="simple")
+    directory = tmp_path_factory.mktemp("pipelines") / "slow"
+    save_pipeline(replace(load_pipeline(tiny_pipeline), sampler=long), directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

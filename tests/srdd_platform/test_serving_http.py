@@ -3,9 +3,7 @@
 import asyncio
 import base64
 import json
-import os
-import signal
-import socket
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -26,7 +24,6 @@ from srdd_platform.ray_session import Session
 from srdd_platform.serving.app import (
     ReplicaOptions,
     _free_port,
-    _until_signal,
     deploy,
     run,
     start,
@@ -40,59 +37,16 @@ POLLS = 400  # a bound; each poll is a request
 POLL_S = 0.1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_block_and_nothing_after_it(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with _until_signal():
-        os.kill(os.getpid(), number)
-        pytest.fail("the signal was ignored")
-    assert signal.getsignal(number) is before
-
-
-def test_run_serves_until_a_signal_and_leaves_ray_up(
-    ray_session: Session, tiny_pipeline: Path
-) -> None:
-    seen: list[int] = []
-
-    def ready(url: str) -> None:
-        seen.append(httpx.get(f"{url}/healthz", trust_env=False).status_code)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    run(tiny_pipeline, port=0, max_batch=2, ready=ready)
-    assert seen == [200]
-    assert ray.is_initialized()
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    assert not [actor for actor in actors if actor["namespace"] == "serve"]
-
-
-def test_a_model_that_cannot_draw_is_refused_with_the_reason(
-    ray_session: Session, tiny_pipeline: Path, tmp_path: Path
-) -> None:
-    broken = load_pipeline(tiny_pipeline)
-    broken.transformer.class_emb.weight[0] = float("nan")
-    save_pipeline(broken, tmp_path / "broken")
-    with pytest.raises(UserError) as refused:
-        run(tmp_path / "broken", port=0)
-    assert str(refused.value) == (
-        "the model did not start: FloatingPointError: non-finite logits at scale 1x1"
-    )
-
-
 @pytest.fixture(scope="module")
-def url(
-    ray_session: Session, tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def url(ray_session: Session, tiny_pipeline: Path, slow_pipeline: Path) -> Iterator[str]:
     """Serve with two applications: one at /, and one at /slow that draws image by image."""
-    root = tmp_path_factory.mktemp("served")
-    tiny = load_pipeline(tiny_pipeline)
     guided = SamplerConfig(cfg=1.5, refine_steps=2, resample_threshold=0.1)
-    long = SamplerConfig(refine_steps=20, resample="simple")
-    save_pipeline(replace(tiny, sampler=guided), root / "guided")
-    save_pipeline(replace(tiny, sampler=long), root / "long")
+    directory = slow_pipeline.with_name("guided")
+    save_pipeline(replace(load_pipeline(tiny_pipeline), sampler=guided), directory)
     url = start("127.0.0.1", _free_port("127.0.0.1", 0))
     try:
-        deploy(ReplicaOptions(pipeline=str(root / "guided")))
-        slow = ReplicaOptions(pipeline=str(root / "long"), max_batch=1, max_images=64)
+        deploy(ReplicaOptions(pipeline=str(directory)))
+        slow = ReplicaOptions(pipeline=str(slow_pipeline), max_batch=1, max_images=64)
         deploy(slow, name="slow", route_prefix="/slow")
         yield url
     finally:
@@ -191,13 +145,6 @@ def test_a_wrong_body_is_refused_by_field(
     assert error.keys() == {"loc", "msg", "type"}
 
 
-@pytest.mark.parametrize("body", ["[" * 10_000, '{"class": ' + "1" * 5_000 + "}"])
-def test_json_that_cannot_be_read_is_the_client_s_fault(client: httpx.Client, body: str) -> None:
-    answer = client.post(PATH, content=body, headers=JSON)
-    assert answer.status_code in (400, 422)
-    assert "detail" in answer.json()
-
-
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", PATH, 405), ("POST", "/healthz", 405), ("GET", "/v1", 404)],
@@ -254,27 +201,79 @@ def test_a_full_queue_refuses_until_a_client_has_left(url: str) -> None:
     assert accepted.status_code == 200
 
 
-def test_images_are_counted_where_prometheus_reads(client: httpx.Client) -> None:
-    assert client.post(PATH, json={"class": 1, "n": 3}).status_code == 200
+PHASES = ("queue", "sample", "encode", "total")
+
+
+def replicas(application: str) -> list[str]:
+    """Serve's names of an application's replicas, which are those of their actors."""
+    names = ray.util.list_named_actors(all_namespaces=True)
+    return [
+        each["name"] for each in names if each["name"].startswith(f"SERVE_REPLICA::{application}#")
+    ]
+
+
+def exported(replica: str) -> dict[str, float]:
+    """Our metrics of a replica, where Prometheus reads them."""
     (node,) = [node for node in ray.nodes() if node["Alive"]]
     address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-    wanted = ("images_total{", "requests_total{", "request_seconds_sum{")
-    text = ""
-    for _ in range(POLLS):
-        text = httpx.get(address, trust_env=False, timeout=30).text
-        if all(f"ray_srdd_{name}" in text for name in wanted):
-            return
-        time.sleep(POLL_S)
-    pytest.fail("\n".join(line for line in text.splitlines() if "srdd" in line))
+    sums: dict[str, float] = {}
+    for line in httpx.get(address, trust_env=False, timeout=30).text.splitlines():
+        if line.startswith("ray_srdd_") and f'replica="{replica.split("#")[-1]}"' in line:
+            name, labels, value = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line).groups()  # type: ignore
+            kept = re.findall(r'((?:phase|outcome)="\w+")', labels)
+            key = f"{name.removeprefix('ray_srdd_')}{''.join(kept)}"
+            sums[key] = sums.get(key, 0.0) + float(value)
+    return sums
 
 
-def test_a_taken_port_is_refused_before_anything_starts(tiny_pipeline: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port}"):
-            run(tiny_pipeline, port=port)
+def test_the_exported_seconds_are_those_of_the_answers(client: httpx.Client) -> None:
+    (replica,) = replicas("srdd")
+
+    def until(good: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+        for _ in range(POLLS):
+            sums = exported(replica)
+            if good(sums):
+                return sums
+            time.sleep(POLL_S)
+        pytest.fail(f"never came: the last sums were {sums}")
+
+    def done(sums: dict[str, float]) -> float:
+        return sums.get('requests_totaloutcome="done"', 0.0)
+
+    known = client.get("/healthz").json()["requests"].get("done", 0)
+    before = until(lambda sums: done(sums) == known)
+    timings = []
+    for n in (1, 3, 2):
+        answer = client.post(PATH, json={"class": 1, "n": n})
+        timings.append(answer.json()["timing"])
+    after = until(lambda sums: done(sums) == known + 3)
+
+    def grown(key: str) -> float:
+        return after[key] - before.get(key, 0.0)
+
+    assert grown("images_total") == 6
+    for phase in PHASES:
+        wanted = sum(timing[f"{phase}_s"] for timing in timings)
+        assert grown(f'request_phase_seconds_totalphase="{phase}"') == pytest.approx(wanted)
+        assert grown(f'request_seconds_countphase="{phase}"') == 3
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/models", "/openapi.json", "/-/healthz"])
+def test_head_has_the_headers_of_get_and_no_body(client: httpx.Client, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content, get.status_code) == (200, b"", 200)
+    for name in ("content-type", "content-length"):
+        assert head.headers.get(name) == get.headers.get(name)
+
+
+def test_serve_s_own_errors_are_json(client: httpx.Client) -> None:
+    body = {"class": 1, "n": 64}
+    late = client.post(f"/slow{PATH}", json=body, headers={"X-Request-Timeout-Seconds": "0.1"})
+    assert (late.status_code, late.json()["error"]["code"]) == (408, "timeout")
+    assert "timed out after 0.1" in late.json()["detail"]
+    bad = client.get("/healthz", headers={"X-Request-ID": b"\xff"})
+    assert (bad.status_code, bad.json()["error"]["code"]) == (400, "bad_request")
+    assert client.get("/-/in_progress").json() == {"requests": 0}
 
 
 def test_a_cluster_that_serves_already_is_refused(url: str, tiny_pipeline: Path) -> None:
@@ -283,24 +282,18 @@ def test_a_cluster_that_serves_already_is_refused(url: str, tiny_pipeline: Path)
     assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"port": 65536}, "--port must lie in"),
-        ({"port": 0, "replicas": 0}, "--replicas must be at least 1"),
-        ({"port": 0, "max_batch": 0}, "--max-batch must be at least 1"),
-        ({"port": 0, "dtype": "int8"}, "--dtype must be one of float32"),
-        ({"port": 0, "device": "tpu"}, "--device must be cpu or cuda"),
-        ({"port": 0, "replicas": 99}, "99 CPUs"),
-    ],
-)
-def test_wrong_settings_are_refused(
-    ray_session: Session, tiny_pipeline: Path, settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        run(tiny_pipeline, **settings)
+def test_a_request_whose_replica_is_killed_is_answered_in_json(url: str) -> None:
+    """The last of this module: the replica is slow to come back."""
 
+    async def use(client: httpx.AsyncClient) -> httpx.Response:
+        body = {"class": 1, "n": 64}
+        asked = asyncio.ensure_future(client.post(f"/slow{PATH}", json=body))
+        while sum((await client.get("/slow/healthz")).json()["images"].values()) == 0:
+            await asyncio.sleep(POLL_S)
+        (replica,) = replicas("slow")
+        ray.kill(ray.get_actor(replica, namespace="serve"), no_restart=True)
+        return await asked
 
-def test_no_pipeline_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no pipeline directory"):
-        run(tmp_path)
+    lost = talk(url, use)
+    assert (lost.status_code, lost.json()["error"]["code"]) == (503, "replica_lost")
+    assert 1 <= int(lost.headers["retry-after"]) <= 120

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from fastapi import FastAPI
 from ray import serve
-from ray.util.metrics import Counter, Histogram
+from ray.serve.metrics import Counter, Histogram
 
 from srdd.pipeline import load_pipeline
 from srdd_platform.serving import proxy
