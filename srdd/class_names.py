@@ -29,9 +29,9 @@ _SHOWN = 12  # names in a message
 
 def normalise(text: str) -> str:
     """The one form of a name: NFC, on one line, no blanks or byte order mark around it."""
-    name = unicodedata.normalize("NFC", _LINE_END.sub(" ", text))
-    while name != (name := name.strip().strip("\ufeff")):
-        pass
+    before, name = "", unicodedata.normalize("NFC", _LINE_END.sub(" ", text))
+    while name != before:
+        before, name = name, name.strip().strip("\ufeff")
     return name
 
 
@@ -51,6 +51,13 @@ def escaped(text: str) -> str:
 def readable(text: str) -> str:
     """The one form of a name, escaped where UTF-8 cannot hold it."""
     return normalise(escaped(text))
+
+
+def shown(text: str) -> str:
+    """A text for a message: on one line, with what cannot be printed escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped(text)
+    )
 
 
 def quoted(name: str) -> str:
@@ -79,17 +86,17 @@ def classes_of_folders(folders: Iterable[str], where: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for folder in folders:
-        shown = f"class folder '{escaped(folder)}' in {escaped(where)}"
+        this = f"class folder '{shown(folder)}' in {shown(where)}"
         try:
             name = normalise(folder.encode("utf-8", "surrogateescape").decode("utf-8"))
         except UnicodeError:
-            raise UserError(f"{shown} has a name that is not UTF-8: rename it") from None
+            raise UserError(f"{this} has a name that is not UTF-8: rename it") from None
         if not name:
-            raise UserError(f"{shown} has a blank name: rename it")
+            raise UserError(f"{this} has a blank name: rename it")
         if name in found:
             raise UserError(
-                f"class folders {found[name]!a} and {folder!a} in {escaped(where)} are both class "
-                f"{name!r}: rename one, or put their images together"
+                f"class folders {found[name]!a} and {folder!a} in {shown(where)} are both class "
+                f"'{shown(name)}': rename one, or put their images together"
             )
         found[name] = folder
     return dict(sorted(found.items()))
@@ -185,12 +192,13 @@ class _Lookup:
         found, text = self.meant(text), readable(text)
         if len(found) == 1:
             return found[0]
-        shown = repr(text if len(text) < 80 else text[:80] + "...")
+        asked = f"'{shown(text if len(text) < 80 else text[:80] + '...')}'"
         if found:
-            raise UserError(f"{len(found)} classes are called {shown}: give "
+            raise UserError(f"{len(found)} classes are called {asked}: give "
                             f"{' or '.join(f'index:{i}' for i in found[:_SHOWN])}")  # fmt: skip
-        like = [name for name in self.names if text and text.casefold() in name.casefold()]
-        some = like or self.names
-        known = ", ".join(map(quoted, some[:_SHOWN])) + (" ..." if len(some) > _SHOWN else "")
+        # Names that contain the text come first: "tench" is answered with "tench, Tinca tinca".
+        names = sorted(self.names, key=lambda name: text.casefold() not in name.casefold())
+        known = shown(", ".join(map(quoted, names[:_SHOWN])))
+        known += " ..." if len(names) > _SHOWN else ""
         index = "an index below" if self.counts else "index:N with N below"
-        raise UserError(f"no class {shown}: give {index} {len(self.names)} or one of {known}")
+        raise UserError(f"no class {asked}: give {index} {len(self.names)} or one of {known}")

@@ -17,6 +17,7 @@ one and a name behind it, and of the double quotes of CSV.
 import ast
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,16 @@ def read_class_names(path: Path) -> list[str]:
 
 def _parsed(text: str) -> Any:
     """A list or an object written as JSON or as a Python literal; None for another text."""
+    text = text.strip()
+    if not text.startswith(("[", "{")):
+        return None
     for parse in (json.loads, ast.literal_eval):
         try:
-            value = parse(text.strip())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                return parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(value, dict | list):
-            return value
     return None
 
 
