@@ -65,9 +65,11 @@ def _parsed(text: str) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SyntaxWarning)
-                return parse(text)
+                value = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
+        if isinstance(value, list | dict):  # a Python set has no order
+            return value
     return None
 
 
