@@ -49,6 +49,16 @@ def test_a_class_is_one_class_however_each_split_spells_it(tmp_path: Path) -> No
     assert written["splits"]["val"]["per_class"] == {NFC: 1, "tea": 1}
 
 
+def test_a_recipe_s_class_is_one_class_however_each_part_spells_it(tmp_path: Path) -> None:
+    put(tmp_path, f"train/{NFC}/0.png", "train/tea/0.png", f"val/{NFD}/1.png", "val/tea /1.png")
+    source = open_recipe(RECIPES["afhq"], tmp_path, seed=0, allow_counts=True)
+    assert source.classes == (NFC, "tea")
+    assert [(e.label, e.origin) for e in source.entries["val"]] == [
+        (0, f"val/{NFD}/1.png"),
+        (1, "val/tea /1.png"),
+    ]
+
+
 @pytest.mark.parametrize("above", ["", "train/", "test/"])
 @pytest.mark.parametrize("raw", [b"caf\xe9", b"caf\x82", b"\xff", b"\xed\xa0\x80"])
 def test_a_folder_that_is_not_utf8_is_refused_before_anything_is_read(
