@@ -104,3 +104,49 @@ def test_shards_that_cannot_be_read(
     assert "hidden" not in printed.err
     assert printed.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_aside_is_printed_on_lines_that_are_not_wrapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through a pipe, where a terminal is taken to have 80 columns."""
+    name = "a_folder_with_a_name_that_is_as_long_as_a_line_on_a_terminal_and_longer_than_that"
+    for part, num in (("train", 6), ("valid", 2), ("test", 3)):
+        (tmp_path / "in" / part / name).mkdir(parents=True)
+        for i in range(num):
+            Image.new("RGB", (8, 8)).save(tmp_path / "in" / part / name / f"{i}.png")
+    (tmp_path / "in" / "train" / name / "5.png").write_bytes(b"<html>")
+    Image.new("RGB", (8, 8)).save(
+        tmp_path / "in" / "train" / name / "4.png",
+        save_all=True,
+        append_images=[Image.new("RGB", (8, 8), "red")],
+    )
+    (tmp_path / "in" / ".DS_Store").touch()
+    line = ["--source", "folder", "--path", tmp_path / "in", "--resolution", 8]
+    for _ in range(2):  # given again it prints the same
+        assert srdd(monkeypatch, *line, "--out", tmp_path / "out") == 0
+        printed = capsys.readouterr()
+        assert printed.out.splitlines() == [
+            f"{tmp_path / 'out'}: 1 class, train 5, val 2 images",
+            "Split: train/ is trained on, valid/ is held out",
+            "Note: 3 images in test/, not used: valid/ is held out instead",
+            "Note: 1 hidden or of the system (.DS_Store)",
+            "Note: 1 animated or of many pages: the first image is taken",
+            f"skipped train/{name}/5.png: an HTML page, not an image: download it again",
+        ]
+        assert printed.err == ""
+
+
+def test_the_limit_on_damage_is_named_as_its_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The advice given works."""
+    (tmp_path / "in" / "cat").mkdir(parents=True)
+    for i in range(6):
+        Image.new("RGB", (8, 8)).save(tmp_path / "in" / "cat" / f"{i}.png")
+    (tmp_path / "in" / "cat" / "6.png").touch()
+    line = ["--source", "folder", "--path", tmp_path / "in", "--resolution", 8, "--out",
+            tmp_path / "out", "--max-bad"]  # fmt: skip
+    assert srdd(monkeypatch, *line, 0) == 2
+    assert "or allow more by --max-bad (first: cat/6.png: not an" in capsys.readouterr().err
+    assert srdd(monkeypatch, *line, 1) == 0
