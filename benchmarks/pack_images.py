@@ -1,6 +1,7 @@
 """Images and labels as one file of arrays, which needs no image library to be read.
 
     python -m benchmarks.pack_images cifar-10 cifar10.npz
+    python -m benchmarks.pack_images cifar-10 some.npz --limit 500    # 31 MB instead of 184
 
 The folder holds ``train/<class>/*`` and ``test/<class>/*``; the images have one size. The file
 holds uint8 ``images`` [n, 3, R, R] with int64 ``labels`` [n], ``held_out`` and
@@ -15,24 +16,29 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmarks import command
 from srdd.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-def read_split(directory: Path, classes: list[str]) -> tuple[npt.NDArray[np.uint8], list[int]]:
+def read_split(
+    directory: Path, classes: list[str], limit: int | None = None
+) -> tuple[npt.NDArray[np.uint8], list[int]]:
     """The images uint8 [n, 3, R, R] of class folders, in the order of their names, and labels.
+
+    ``limit`` keeps so many of each class, the first by name.
 
     Raises:
         UserError: there are none, or their sizes differ.
     """
     images, labels = [], []
     for label, name in enumerate(classes):
-        for path in sorted((directory / name).iterdir()):
-            if path.suffix.lower() in SUFFIXES:
-                with Image.open(path) as image:
-                    images.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-                labels.append(label)
+        paths = sorted(p for p in (directory / name).iterdir() if p.suffix.lower() in SUFFIXES)
+        for path in paths[:limit]:
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+            labels.append(label)
     if not images:
         raise UserError(f"{directory} holds no images in class folders")
     if shapes := {image.shape for image in images} - {images[0].shape}:
@@ -40,7 +46,7 @@ def read_split(directory: Path, classes: list[str]) -> tuple[npt.NDArray[np.uint
     return np.stack(images), labels
 
 
-def pack(directory: Path, out: Path) -> dict[str, tuple[int, ...]]:
+def pack(directory: Path, out: Path, limit: int | None = None) -> dict[str, tuple[int, ...]]:
     """Write the file; returns the arrays' shapes."""
     if not (directory / "train").is_dir() or not (directory / "test").is_dir():
         raise UserError(f"{directory} needs train/ and test/, with a folder a class in each")
@@ -50,7 +56,7 @@ def pack(directory: Path, out: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{directory}: train/ has the classes {classes}, test/ has {others}")
     arrays = {"classes": np.array(classes)}
     for split, name in (("train", "images"), ("test", "held_out")):
-        images, labels = read_split(directory / split, classes)
+        images, labels = read_split(directory / split, classes, limit)
         key = "labels" if split == "train" else "held_out_labels"
         arrays |= {name: images, key: np.array(labels, dtype=np.int64)}
     temporary = out.with_name(f".{out.name}.tmp.npz")
@@ -63,9 +69,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("directory", type=Path)
     parser.add_argument("out", type=Path, help="FILE.npz")
+    parser.add_argument("--limit", type=command.positive, help="images of each class in each split")
     args = parser.parse_args(argv)
     try:
-        for name, shape in pack(args.directory, args.out).items():
+        for name, shape in pack(args.directory, args.out, args.limit).items():
             print(f"{name}: {list(shape)}")
     except UserError as error:
         print(f"pack_images: {error}", file=sys.stderr)

@@ -353,6 +353,13 @@ def test_without_a_gpu_the_dry_run_is_named(
     assert "--device cpu --size tiny" in capsys.readouterr().err
 
 
+def test_without_pytest_the_tests_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    told: list[Row] = []
+    gpu_parts.gpu_tests(_job(), told.append)
+    assert [(row.status, row.note) for row in told] == [("skipped", "pytest is not installed")]
+
+
 def test_the_tests_marked_gpu_run_without_the_platform(tmp_path: Path) -> None:
     """As on a machine that has torch, numpy, safetensors and pytest alone."""
     code = (

@@ -71,6 +71,13 @@ def test_a_tree_becomes_arrays(arrays: Path, tmp_path: Path) -> None:
     assert load_arrays(tmp_path / "same.safetensors").digest == found.digest
     few = load_arrays(arrays, limit=2)
     assert few.labels.tolist() == few.held_out_labels.tolist() == [0, 1]
+    assert (
+        pack_images.main([str(arrays.parent / "tree"), str(tmp_path / "few.npz"), "--limit", "1"])
+        == 0
+    )
+    one = load_arrays(tmp_path / "few.npz")
+    assert one.labels.tolist() == one.held_out_labels.tolist() == [0, 1]
+    assert torch.equal(one.images, found.images[[0, 4]])
     (arrays.parent / "tree" / "test" / "third").mkdir()
     assert pack_images.main([str(arrays.parent / "tree"), str(tmp_path / "no.npz")]) == 2
     assert not (tmp_path / "no.npz").exists()
