@@ -93,7 +93,9 @@ def plans(size: Size, batches: tuple[int, ...], trains: bool) -> list[Plan]:
 def check(todo: list[Plan], job: Callable[..., Job], results: Results, minutes: float) -> None:
     """Run the parts one after the other, each in its share of the time that is left."""
     over = time.monotonic() + 60 * minutes
+    results.machine = {"torch": str(torch.__version__), "commit": gpu_parts.commit()}
     results.write()
+    isolated.warm_up(PRELOAD)
     for at, plan in enumerate(todo):
         part = results.parts[at]
         began = time.monotonic()
@@ -116,7 +118,6 @@ def check(todo: list[Plan], job: Callable[..., Job], results: Results, minutes: 
                     limit_s=part.limit_s,
                     log=log,
                     on_told=told,
-                    preload=PRELOAD,
                 )
             finally:
                 part.log, part.seconds = log_tail(log), time.monotonic() - began

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 Status = Literal["ok", "failed", "timed out"]
 Tell = Callable[[Any], None]
+_CONTEXT = multiprocessing.get_context("forkserver")
 _TICK_S = 0.5  # how often a process that says nothing is looked at
 _ENDING_S = 5.0  # for a process that has told its end to leave
 
@@ -41,6 +42,21 @@ class _End:
     message: str | None  # None: the function returned
 
 
+def warm_up(preload: Sequence[str]) -> None:
+    """Start the fork server, which imports some modules; the main module must not be among them.
+
+    Without it the first process waits until its own imports are done.
+    """
+    _CONTEXT.set_forkserver_preload(list(preload))
+    process = _CONTEXT.Process(target=_nothing)
+    process.start()
+    process.join()
+
+
+def _nothing() -> None:
+    """The first process, which there is nothing to wait for."""
+
+
 def run(
     function: Callable[..., None],
     arguments: tuple[Any, ...],
@@ -48,26 +64,21 @@ def run(
     limit_s: float,
     log: Path,
     on_told: Tell,
-    preload: Sequence[str],
 ) -> Outcome:
     """Call ``function(*arguments, tell)`` in a process and hand on what it tells, as it tells it.
 
     Args:
         function: of a module, by whose name the process finds it.
         arguments: pickled.
-        limit_s: seconds after which the process and its own processes are killed.
+        limit_s: seconds from its start after which the process and its own processes are killed.
         log: file to which all that it prints is appended; a function that is killed for the time
             it took leaves its stack there.
         on_told: called here for each thing told.
-        preload: modules that the fork server imports before the first process; the main module
-            must not be among them.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
-    began = time.monotonic()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(function, arguments, sender, str(log), limit_s))
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_call, args=(function, arguments, sender, str(log), limit_s))
     process.start()
+    began = time.monotonic()
     sender.close()
     end: _End | None = None
     try:

@@ -98,6 +98,8 @@ def test_time_that_a_part_leaves_goes_to_those_after_it(
         return gpu_check.isolated.Outcome("ok", "", 1.0)
 
     monkeypatch.setattr(gpu_check.isolated, "run", run)
+    monkeypatch.setattr(gpu_check.isolated, "warm_up", lambda _modules: None)
+    monkeypatch.setattr(gpu_check.gpu_parts, "commit", lambda: None)
     monkeypatch.setattr(gpu_check.time, "monotonic", lambda: next(clock))
     todo = [Plan("a", ends.reads, 1), Plan("b", ends.reads, 3)]
     results = Results(tmp_path, {}, [Part("a"), Part("b")])
@@ -145,6 +147,17 @@ def test_the_command_reads_checks_and_ends_with_1_when_it_is_told_to(tmp_path: P
     assert all(row["value"] <= row["bound"] for row in checks)
     assert rows["parity", "greedy codes, cfg 4 markov"]["value"] == 0
     assert rows["parity", "latents"]["torch"] == torch.__version__
+
+
+def test_rows_have_torch_and_commit_where_the_machine_was_not_read(
+    ends: Any, tmp_path: Path
+) -> None:
+    args = gpu_check.parse(["--out", str(tmp_path / "out"), *DRY])
+    todo = [Plan("fails", ends.reads_and_fails, 1)]
+    gpu_check.run(args, todo)
+    row = _rows(json.loads((tmp_path / "out" / "gpu_check.json").read_text()))["fails", "before"]
+    assert (row["card"], row["torch"]) == (None, torch.__version__)
+    assert row["commit"] == gpu_parts.commit()
 
 
 def test_the_rates_of_a_gpu_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.isolated import Outcome, run
+from benchmarks.isolated import Outcome, run, warm_up
 
 LONG_S = 60.0
-PRELOAD = ("benchmarks.gpu_results",)  # of what the functions' module imports
 Ended = tuple[list[Any], Outcome, str]
 
 
@@ -19,6 +18,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a function of ``ends.py``; what it told, how it ended, and what it printed."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     ends = importlib.import_module("ends")
+    warm_up(["benchmarks.gpu_results"])  # which the functions' module imports
 
     def call(name: str, *arguments: Any, limit_s: float = LONG_S, on_told: Any = None) -> Ended:
         told: list[Any] = []
@@ -29,7 +29,6 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             limit_s=limit_s,
             log=log,
             on_told=on_told or told.append,
-            preload=PRELOAD,
         )
         return told, outcome, log.read_text() if log.exists() else ""
 
