@@ -15,9 +15,9 @@ from srdd_platform.command_errors import guarded
 from srdd_platform.command_line import parse_command
 from srdd_platform.convert_cli import Convert, Export
 from srdd_platform.data_cli import Data
+from srdd_platform.interrupts import end_on_sigterm
 from srdd_platform.option_names import as_option
 from srdd_platform.options import Options, TransformerOptions
-from srdd_platform.ray_session import end_on_sigterm
 from srdd_platform.terminal import Terminal, prepare_streams
 from srdd_platform.tokenizer_options import TokenizerOptions
 
@@ -57,8 +57,8 @@ class TrainOptions:
         if self.address is None:  # the nodes of a cluster are looked at by its workers
             check_machine(job.device, compiled=job.settings["optim"]["compile"])
         with session(self.address) as cluster:
-            if cluster.dashboard_url:
-                console.print(f"Ray dashboard: {cluster.dashboard_url}")
+            if cluster.dashboard:
+                console.print(cluster.dashboard, soft_wrap=True)
             if isinstance(self.training, TransformerOptions):
                 if self.training.codes is None and Path(job.codes).is_relative_to(job.run):
                     console.print(f"Codes are kept in {job.codes}: the tokenizer's folder cannot "

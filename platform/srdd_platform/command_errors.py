@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 
 from srdd.errors import UserError
 from srdd_platform.file_errors import explain
-from srdd_platform.ray_session import terminated
+from srdd_platform.interrupts import terminated
 
 
 def guarded(action: Callable[[], None]) -> None:

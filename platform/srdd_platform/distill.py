@@ -216,8 +216,8 @@ def _configuration(job: Distillation, preset: Preset) -> tuple[dict[str, Any], d
 def _connect(stack: ExitStack, address: str | None, console: Console) -> Session:
     """Ray, started or joined when a stage first needs it."""
     cluster = stack.enter_context(session(address))
-    if cluster.dashboard_url:
-        console.print(f"Ray dashboard: {cluster.dashboard_url}")
+    if cluster.dashboard:
+        console.print(cluster.dashboard, soft_wrap=True)
     return cluster
 
 

@@ -8,68 +8,48 @@ Three ways in::
     with session("auto") as cluster:               # the Ray that already runs on this machine
 
 The dashboard of a local Ray listens on the loopback interface alone. Ray lets its pages ask once
-for the token that it keeps in the home directory (``ray get-auth-token`` prints it), because its
-other ports are open to the network; ``RAY_AUTH_MODE=disabled`` turns that off.
+for a token, because its other ports are open to the network; ``RAY_AUTH_MODE=disabled`` turns that
+off. What Ray reads by itself is prepared in :mod:`~srdd_platform.ray_environment`;
+:mod:`~srdd_platform.ray_address` finds the cluster that an address means.
 """
 
 import logging
 import os
-import re
-import signal
-import threading
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
-import grpc  # type: ignore[import-untyped]
 import ray
 
 from srdd.errors import UserError
+from srdd_platform.interrupts import Terminated, end_on_sigterm, note_terminated
+from srdd_platform.ray_address import PRIVATE, Target, interpreter, locate, wanted_mode
+from srdd_platform.ray_environment import (
+    LOCAL,
+    OF_CLUSTERS,
+    authentication,
+    changed,
+    check_paths,
+    environment,
+    local_token,
+    objects_dir,
+    plain_interpreter,
+    temp_dir,
+    variables_set,
+    worker_settings,
+)
 
 STARTS = 3  # a loaded machine can miss Ray's own start limit; the next try often succeeds
-JOIN_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 256 * 2**20  # rows and previews are small; images travel through files
 OBJECT_STORE_VARIABLE = "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES"  # Ray's own; it wins
 
-_LOCAL_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # never phone home
-    "RAY_prestart_worker_first_driver": "false",  # a worker starts when there is work for it
-    "RAY_gcs_server_port_wait_time_s": "120",  # Ray's 30 s are short on a loaded machine
-    "RAY_raylet_start_wait_time_s": "120",
-    "RAY_worker_niceness": "5",  # Ray's 15 starves training beside any other job
-}
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows are our record
 }
 _INSIDE_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for the command it runs
-
-
-_asked_to_end = threading.Event()
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM; raised in the main thread.
-
-    Inside a call of Ray it comes out as a bare KeyboardInterrupt: :func:`terminated` tells.
-    """
-
-
-def terminated() -> bool:
-    """Whether SIGTERM has come."""
-    return _asked_to_end.is_set()
-
-
-def end_on_sigterm() -> None:
-    """Let the first SIGTERM end the program in order, as Ctrl-C does; later ones change nothing."""
-
-    def handler(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _asked_to_end.set()
-        raise Terminated
-
-    if threading.current_thread() is threading.main_thread():
-        _asked_to_end.clear()
-        signal.signal(signal.SIGTERM, handler)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +58,15 @@ class Session:
 
     dashboard_url: str  # "" where the cluster runs none
     local: bool  # started here, so it ends with the session
+    token: str = ""  # where a person finds the token that the dashboard's pages ask for
+
+    @property
+    def dashboard(self) -> str:
+        """What to say of the dashboard; "" where the cluster runs none."""
+        if not self.dashboard_url:
+            return ""
+        hint = f" (it asks once for the token {self.token})" if self.token else ""
+        return f"Ray dashboard: {self.dashboard_url}{hint}"
 
     @property
     def total(self) -> dict[str, float]:
@@ -137,56 +126,74 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     also by Ctrl-C or SIGTERM, shuts it down. An address is joined and left running.
 
     Args:
-        address: ``host:port`` of a running cluster's head, or ``auto`` for one on this machine.
+        address: ``host:port`` of a running cluster's head, or ``auto`` for the one that
+            RAY_ADDRESS names, else for one on this machine.
         num_cpus: CPUs a local Ray may use; None is all of them.
 
     Raises:
-        UserError: nothing answers at ``address``, or the local Ray does not come up.
+        UserError: the cluster cannot be joined, or the local Ray does not come up.
     """
     if ray.is_initialized():
-        yield _describe(local=False)
+        yield Session(dashboard_url=_dashboard_url(), local=False)
         return
     if address is None and _INSIDE_JOB in os.environ:
         address = "auto"
-    with environment(_ENVIRONMENT | (_LOCAL_ENVIRONMENT if address is None else {})):
+    opened = _local(num_cpus) if address is None else _joined(address)
+    with environment(_ENVIRONMENT), opened as cluster:
+        end_on_sigterm()  # Ray has put a handler of its own in
+        yield cluster
+
+
+@contextmanager
+def _local(num_cpus: int | None) -> Iterator[Session]:
+    """Start a Ray, and shut it down."""
+    if num_cpus is not None and num_cpus < 1:
+        raise UserError(f"a local Ray needs at least 1 CPU, got {num_cpus}")
+    check_paths()
+    mode = os.environ.get("RAY_AUTH_MODE") or "token"
+    token, kept = local_token() if mode.lower() == "token" else ("", True)
+    where = "that `ray get-auth-token` prints" if kept else "in RAY_AUTH_TOKEN, if you set one"
+    with (
+        changed(dict.fromkeys(OF_CLUSTERS)),
+        environment(LOCAL),
+        authentication(mode, token),
+        plain_interpreter(),
+    ):
         try:
-            try:
-                if address is None:
-                    _start(num_cpus)
-                else:
-                    _join(address)
-            except SystemExit:  # Ray's own answer to SIGTERM while it starts
-                _asked_to_end.set()
-                raise Terminated from None
-            described = _describe(local=address is None)
-            end_on_sigterm()  # Ray has put a handler of its own in
-            yield described
+            _start(num_cpus)
+            yield Session(dashboard_url=_dashboard_url(), local=True, token=where if token else "")
         finally:
             ray.shutdown()
 
 
 def _start(num_cpus: int | None) -> None:
     """Start a local Ray, trying again where the machine was too slow."""
-    if num_cpus is not None and num_cpus < 1:
-        raise UserError(f"a local Ray needs at least 1 CPU, got {num_cpus}")
+    sessions = temp_dir(os.environ)
     for attempt in range(1, STARTS + 1):
         try:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                object_store_memory=(
-                    None if OBJECT_STORE_VARIABLE in os.environ else OBJECT_STORE_BYTES
-                ),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _quiet():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    object_store_memory=(
+                        None if OBJECT_STORE_VARIABLE in os.environ else OBJECT_STORE_BYTES
+                    ),
+                    labels={PRIVATE: "true"},
+                    runtime_env=worker_settings(sys.executable),
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=sessions,
+                    _plasma_directory=objects_dir(sessions),
+                )
             return
         except Exception as error:  # Ray raises bare Exception where a part is late
             ray.shutdown()
-            if type(error) is not Exception:
+            if isinstance(error, OSError) and error.errno:
                 raise
+            if type(error) is not Exception:
+                raise UserError(f"Ray did not start: {_why(error)}") from error
             if attempt == STARTS:
                 raise UserError(
                     f"Ray did not start in {STARTS} tries: this machine is too busy, or short of "
@@ -194,44 +201,82 @@ def _start(num_cpus: int | None) -> None:
                 ) from error
 
 
-def _join(address: str) -> None:
-    """Join a running cluster, or say in seconds why not."""
-    if address == "auto":  # as in Ray itself, the variable names the cluster
-        address = os.environ.get("RAY_ADDRESS") or "auto"
-    if address != "auto" and not re.fullmatch(r"[^/\s]+:\d+", address):
-        raise UserError(
-            f"{address!r} is no cluster address: give HOST:PORT of the head (port 6379 by "
-            "default) on a machine of the cluster, or auto"
-        )
-    if address != "auto" and not _answers(address):
-        raise UserError(f"no Ray cluster answers at {address}")
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address == "auto" and isinstance(error, ConnectionError):
-            raise UserError(
-                "no Ray cluster runs on this machine: give --address HOST:PORT"
-            ) from error
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot join the Ray cluster at {address}: {reason}") from error
-
-
-def _answers(address: str) -> bool:
-    """Whether a gRPC server listens; ``ray.init`` itself would retry for many minutes."""
-    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-        return True  # the handshake needs the cluster's certificates: leave it to Ray
-    with grpc.insecure_channel(address) as channel:
+@contextmanager
+def _joined(address: str) -> Iterator[Session]:
+    """Join a running cluster, or say in seconds why not; leave it running."""
+    target = locate(address)
+    mode = wanted_mode(target)
+    where = "that `ray get-auth-token` prints on its head" if mode == "token" else ""
+    with authentication(mode):
         try:
-            grpc.channel_ready_future(channel).result(timeout=JOIN_TIMEOUT_S)
-        except grpc.FutureTimeoutError:
-            return False
-    return True
+            _join(target)
+            yield Session(dashboard_url=_dashboard_url(), local=False, token=where)
+        finally:
+            ray.shutdown()
 
 
-def _describe(*, local: bool) -> Session:
-    """The session of the Ray that this process is connected to."""
-    url = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url
-    return Session(dashboard_url=f"http://{url}" if url else "", local=local)
+def _join(target: Target) -> None:
+    """Join a cluster that answers."""
+    try:
+        with _quiet():
+            ray.init(
+                address=target.address,
+                runtime_env=worker_settings(interpreter(target)),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:
+        raise UserError(f"cannot join the Ray cluster at {target}: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """What Ray says, in one line, and which of its variables the user has set."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    names = variables_set()
+    return f"{reason}; of Ray's variables, {names} are set here" if names else reason
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray writes to the terminal while it starts for its own log, for the block.
+
+    Its C++ parts write to the standard error by its number.
+
+    Raises:
+        Terminated: SIGTERM came, which Ray itself answers with SystemExit while it starts.
+    """
+    if sys.stderr is None:
+        yield
+        return
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        sys.stderr.flush()
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        except SystemExit:
+            note_terminated()
+            raise Terminated from None
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            written.seek(0)
+            _log(written.read())
+
+
+def _log(text: bytes) -> None:
+    """Add a text to the logs of Ray's session, if it has one that can be written to."""
+    node = ray._private.worker._global_node
+    if text and node is not None:
+        with suppress(OSError), (Path(node.get_logs_dir_path()) / "srdd.log").open("ab") as file:
+            file.write(text)
+
+
+def _dashboard_url() -> str:
+    """The dashboard of the Ray that this process is connected to; "" where it runs none."""
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else ""
 
 
 def _autoscaler_limits() -> dict[str, float]:
@@ -242,15 +287,3 @@ def _autoscaler_limits() -> dict[str, float]:
 def _amount(cpus: float, gpus: float) -> str:
     """``2 CPUs and 1 GPU``."""
     return f"{cpus:g} CPU{'s' * (cpus != 1)} and {gpus:g} GPU{'s' * (gpus != 1)}"
-
-
-@contextmanager
-def environment(defaults: dict[str, str]) -> Iterator[None]:
-    """Set variables that the user has not set, for the length of the block."""
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

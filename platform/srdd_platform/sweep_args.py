@@ -74,12 +74,8 @@ class Cluster:
         if self._context is None:
             self._context = session(self._args.address)
             self._session: Session = self._context.__enter__()
-            if self._session.dashboard_url:
-                self._console.print(
-                    f"Ray dashboard: {self._session.dashboard_url} "
-                    "(it asks once for the token that `ray get-auth-token` prints)",
-                    soft_wrap=True,
-                )
+            if self._session.dashboard:
+                self._console.print(self._session.dashboard, soft_wrap=True)
         return self._session
 
     def close(self) -> None:

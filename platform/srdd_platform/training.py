@@ -41,7 +41,7 @@ from srdd_platform.meter import Watch
 from srdd_platform.out_of_memory import tells_of_memory
 from srdd_platform.parallel import make_workers
 from srdd_platform.patience import Patience
-from srdd_platform.ray_session import environment
+from srdd_platform.ray_environment import environment
 from srdd_platform.room import Need
 from srdd_platform.runs import failure
 from srdd_platform.storage import open_storage
