@@ -148,19 +148,18 @@ def interpreter(target: Target) -> str:
     return next((raylet.python for raylet in raylets() if raylet.address == joined), "")
 
 
-def wanted_mode(target: Target) -> str:
-    """RAY_AUTH_MODE to join a cluster with: ``token`` where it wants one, else ``disabled``.
+def wanted_token(target: Target) -> str:
+    """The token to join a cluster with; "" where it wants none.
 
-    Ray itself decides by this process's variables and files alone: in a cluster without tokens a
-    driver that has one then starts no actor, and one that sends none to a cluster with tokens
-    waits for long.
+    Ray itself decides by this process's variables and files alone: a driver with a token then
+    starts no actor in a cluster without, and one without waits for long in a cluster with them.
 
     Raises:
         UserError: nothing or something else answers, or the cluster does not take the token.
     """
     code, details = _ask(target.address)
     if code == grpc.StatusCode.OK:
-        return "disabled"
+        return ""
     if code == grpc.StatusCode.UNIMPLEMENTED:
         raise UserError(f"what answers at {target} is no head of a Ray cluster: {target.remedy}")
     if code != grpc.StatusCode.UNAUTHENTICATED:
@@ -180,7 +179,7 @@ def wanted_mode(target: Target) -> str:
         raise UserError(
             f"the Ray cluster at {target} does not take the token of {token_place()}: {how}"
         )
-    return "token"
+    return token
 
 
 def _ask(address: str, token: str = "") -> tuple[grpc.StatusCode, str]:

@@ -9,7 +9,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from ray._private.authentication.authentication_token_generator import (
     generate_new_authentication_token,
 )
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError
 
 from srdd.errors import UserError
 
@@ -64,15 +63,13 @@ def environment(defaults: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def authentication(mode: str, token: str = "") -> Iterator[None]:
-    """Let Ray, in this process and those that it starts, use this mode and token for the block.
+def authentication(token: str) -> Iterator[None]:
+    """Let Ray use this token in this process and those that it starts, for the block; "" is none.
 
-    Args:
-        mode: ``RAY_AUTH_MODE``: ``token`` or ``disabled``.
-        token: "" leaves it to where Ray finds one.
+    All of them have the same one then, whatever happens to the file that keeps it.
     """
-    values = {"RAY_AUTH_MODE": mode} | ({"RAY_AUTH_TOKEN": token} if token else {})
-    with changed(values):
+    mode = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    with changed(mode if token else {"RAY_AUTH_MODE": "disabled"}):
         _read_anew()
         yield
     _read_anew()
@@ -90,12 +87,11 @@ def find_token() -> str:
     Raises:
         UserError: it holds what no token can.
     """
-    loader = AuthenticationTokenLoader.instance()
-    loader.reset_cache()
-    try:
-        token = str(loader.get_raw_token(ignore_auth_mode=True))
-    except (AuthenticationError, UnicodeDecodeError):  # RAY_AUTH_TOKEN_PATH cannot be read
-        return ""
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or token_file()
+    if not token and path:
+        with suppress(OSError):
+            token = Path(path).read_bytes().decode("utf-8", "replace").strip()
     if not all("!" <= letter <= "~" for letter in token):
         raise UserError(
             f"{token_place()} holds characters that no token has: put in there what "
@@ -112,6 +108,20 @@ def token_place() -> str:
     return "~/.ray/auth_token"
 
 
+def token_file() -> Path | None:
+    """The file of the token in the home directory; None where there is no home."""
+    if os.environ.get("HOME") == "":  # which Ray's parts understand differently
+        return None
+    with suppress(RuntimeError):
+        return Path.home() / ".ray" / "auth_token"
+    return None
+
+
+def tokens_wanted() -> bool:
+    """Whether a local Ray has a token: RAY_AUTH_MODE may turn that off."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() in ("", "token")
+
+
 def local_token() -> tuple[str, bool]:
     """A token for a local Ray, and whether ``ray get-auth-token`` prints it.
 
@@ -121,11 +131,10 @@ def local_token() -> tuple[str, bool]:
     if token := find_token():
         return token, True
     made = generate_new_authentication_token()
-    if token_place() == "~/.ray/auth_token" and os.environ.get("HOME") != "":
-        try:
-            _keep(made, Path.home() / ".ray" / "auth_token")
-        except (OSError, RuntimeError):  # it cannot be written, or there is no home
-            pass
+    path = token_file()
+    if path and token_place().startswith("~"):
+        with suppress(OSError):
+            _keep(made, path)
         if token := find_token():  # or that of another command, which came first
             return token, True
     return made, False
@@ -222,5 +231,5 @@ def plain_interpreter() -> Iterator[None]:
 
 def variables_set() -> str:
     """Names of Ray's variables that the user has set, for a message; "" for none."""
-    ours = {*LOCAL, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+    ours = {*LOCAL, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_CLIENT_MODE"}  # or Ray's own
     return ", ".join(sorted(n for n in os.environ if n.startswith("RAY_") and n not in ours))

@@ -26,7 +26,7 @@ import ray
 
 from srdd.errors import UserError
 from srdd_platform.interrupts import Terminated, end_on_sigterm, note_terminated
-from srdd_platform.ray_address import PRIVATE, Target, interpreter, locate, wanted_mode
+from srdd_platform.ray_address import PRIVATE, Target, interpreter, locate, wanted_token
 from srdd_platform.ray_environment import (
     LOCAL,
     OF_CLUSTERS,
@@ -38,6 +38,7 @@ from srdd_platform.ray_environment import (
     objects_dir,
     plain_interpreter,
     temp_dir,
+    tokens_wanted,
     variables_set,
     worker_settings,
 )
@@ -150,13 +151,12 @@ def _local(num_cpus: int | None) -> Iterator[Session]:
     if num_cpus is not None and num_cpus < 1:
         raise UserError(f"a local Ray needs at least 1 CPU, got {num_cpus}")
     check_paths()
-    mode = os.environ.get("RAY_AUTH_MODE") or "token"
-    token, kept = local_token() if mode.lower() == "token" else ("", True)
+    token, kept = local_token() if tokens_wanted() else ("", True)
     where = "that `ray get-auth-token` prints" if kept else "in RAY_AUTH_TOKEN, if you set one"
     with (
         changed(dict.fromkeys(OF_CLUSTERS)),
         environment(LOCAL),
-        authentication(mode, token),
+        authentication(token),
         plain_interpreter(),
     ):
         try:
@@ -205,9 +205,9 @@ def _start(num_cpus: int | None) -> None:
 def _joined(address: str) -> Iterator[Session]:
     """Join a running cluster, or say in seconds why not; leave it running."""
     target = locate(address)
-    mode = wanted_mode(target)
-    where = "that `ray get-auth-token` prints on its head" if mode == "token" else ""
-    with authentication(mode):
+    token = wanted_token(target)
+    where = "that `ray get-auth-token` prints on its head" if token else ""
+    with authentication(token):
         try:
             _join(target)
             yield Session(dashboard_url=_dashboard_url(), local=False, token=where)
@@ -233,7 +233,7 @@ def _why(error: Exception) -> str:
     """What Ray says, in one line, and which of its variables the user has set."""
     reason = " ".join(str(error).split()) or type(error).__name__
     names = variables_set()
-    return f"{reason}; of Ray's variables, {names} are set here" if names else reason
+    return f"{reason}; Ray reads these variables, which are set: {names}" if names else reason
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import errno
 import os
 import shlex
 import signal
@@ -7,33 +8,51 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 import ray
 from ray.job_submission import JobSubmissionClient
 
 from srdd.errors import UserError
+from srdd_platform import ray_address, ray_environment
 from srdd_platform import ray_session as module
-from srdd_platform.ray_session import Session, Terminated, session
+from srdd_platform.interrupts import Terminated
+from srdd_platform.ray_session import Session, session
+
+GIVEN = "that `ray get-auth-token` prints"
 
 
 @pytest.fixture
 def fake_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Ray replaced by a recorder; ``failures`` are raised by the next starts, one each."""
-    fake = SimpleNamespace(up=False, starts=[], environments=[], failures=[])
+    """Ray replaced by a recorder; ``failures`` are raised by the next starts, one each.
 
-    def init(**options: Any) -> SimpleNamespace:
-        if not options.get("ignore_reinit_error"):
-            fake.starts.append(options)
-            fake.environments.append(dict(os.environ))
-            if fake.failures:
-                raise fake.failures.pop(0)
-            fake.up = True
-        return SimpleNamespace(dashboard_url="127.0.0.1:8265")
+    What it is told to say goes to the standard error by its number, as its C++ parts do.
+    """
+    fake = SimpleNamespace(up=False, starts=[], environments=[], failures=[], says=b"")
+
+    def init(**options: Any) -> None:
+        fake.starts.append(options)
+        fake.environments.append(dict(os.environ))
+        os.write(2, fake.says)
+        if fake.failures:
+            raise fake.failures.pop(0)
+        fake.up = True
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: setattr(fake, "up", False))
     monkeypatch.setattr(ray, "is_initialized", lambda: fake.up)
+    monkeypatch.setattr(ray._private.worker, "get_dashboard_url", lambda: "127.0.0.1:8265")
+    monkeypatch.setattr(ray_environment, "_read_anew", lambda: None)  # a real one may be up
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return fake
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every address is one of a cluster without tokens."""
+    monkeypatch.setattr(ray_address, "_ask", lambda *_: (grpc.StatusCode.OK, ""))
 
 
 def test_a_slow_start_is_tried_again(fake_ray: SimpleNamespace) -> None:
@@ -43,7 +62,7 @@ def test_a_slow_start_is_tried_again(fake_ray: SimpleNamespace) -> None:
     ]
     with session(num_cpus=2) as cluster:
         assert fake_ray.up
-        assert cluster == Session(dashboard_url="http://127.0.0.1:8265", local=True)
+        assert cluster == Session(dashboard_url="http://127.0.0.1:8265", local=True, token=GIVEN)
     assert len(fake_ray.starts) == 3
     assert not fake_ray.up
 
@@ -56,7 +75,7 @@ def test_a_start_that_never_succeeds_is_given_up(fake_ray: SimpleNamespace) -> N
 
 
 def test_another_failure_is_not_retried(fake_ray: SimpleNamespace) -> None:
-    fake_ray.failures = [OSError("No space left on device")]
+    fake_ray.failures = [OSError(errno.ENOSPC, "No space left on device")]
     with pytest.raises(OSError, match="No space left"), session():
         pytest.fail("entered without a cluster")
     assert len(fake_ray.starts) == 1
@@ -81,9 +100,8 @@ def test_a_running_ray_is_reused_and_left_up(fake_ray: SimpleNamespace) -> None:
 
 
 def test_inside_a_ray_job_the_cluster_of_the_job_is_joined(
-    fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    fake_ray: SimpleNamespace, answered: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_answers", lambda address: True)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # as `ray job submit` sets them
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.4:6379")
     with session() as cluster:
@@ -107,12 +125,17 @@ def test_a_local_start_is_small_private_and_leaves_no_trace(
 ) -> None:
     monkeypatch.setenv("RAY_worker_niceness", "11")
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")  # ray#35010
+    monkeypatch.setenv("RAY_REDIS_ADDRESS", "127.0.0.1:1")
     monkeypatch.delenv(module.OBJECT_STORE_VARIABLE, raising=False)
     before = dict(os.environ)
     with session():
         pass
     (options,), (seen,) = fake_ray.starts, fake_ray.environments
     assert options["address"] == "local"  # never a cluster that RAY_ADDRESS happens to name
+    assert not {"RAY_ADDRESS", "RAY_REDIS_ADDRESS"} & set(seen)
+    assert seen["RAY_AUTH_MODE"] == "token"
+    assert seen["RAY_AUTH_TOKEN"] == "a" * 64  # that of all its processes, whatever a file says
     assert options["dashboard_host"] == "127.0.0.1"
     assert options["object_store_memory"] == 256 * 2**20
     assert seen["RAY_USAGE_STATS_ENABLED"] == "0"
@@ -128,37 +151,51 @@ def test_the_object_store_is_the_users_to_size(
         assert fake_ray.starts[0]["object_store_memory"] is None
 
 
-@pytest.mark.parametrize("address", ["", "head", "http://head:8265", "ray://head:10001"])
-def test_an_address_of_another_form_is_refused(fake_ray: SimpleNamespace, address: str) -> None:
-    with pytest.raises(UserError, match="HOST:PORT"), session(address):
-        pytest.fail("joined nothing")
-    assert not fake_ray.starts
-
-
 @pytest.mark.parametrize("by_variable", [False, True])
 def test_an_address_where_nothing_answers_is_refused(
     fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, by_variable: bool
 ) -> None:
-    monkeypatch.setattr(module, "JOIN_TIMEOUT_S", 0.2)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    named = r" \(RAY_ADDRESS\): set it to" if by_variable else ": give"
     with (
-        pytest.raises(UserError, match=r"^no Ray cluster answers at 127\.0\.0\.1:1$"),
+        pytest.raises(UserError, match=rf"^no Ray cluster answers at 127\.0\.0\.1:1{named} HOST"),
         session("auto" if by_variable else "127.0.0.1:1"),
     ):
         pytest.fail("joined nothing")
     assert not fake_ray.starts  # Ray itself would have tried for minutes
 
 
-def test_a_refusal_by_ray_is_one_line(
-    fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_answers", lambda address: True)
+@pytest.mark.usefixtures("answered")
+def test_a_refusal_by_ray_is_one_line(fake_ray: SimpleNamespace) -> None:
     fake_ray.failures = [RuntimeError("Version mismatch:\n  Ray: 2.55\n  Python: 3.12")]
     with pytest.raises(UserError) as caught, session("head:6379"):
         pytest.fail("joined nothing")
-    assert str(caught.value) == (
+    assert str(caught.value).startswith(
         "cannot join the Ray cluster at head:6379: Version mismatch: Ray: 2.55 Python: 3.12"
     )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_variable_that_ray_cannot_read_is_named(
+    fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ROTATION_MAX_BYTES", "abc")
+    fake_ray.failures = [ValueError("invalid literal for int() with base 10: 'abc'")]
+    with pytest.raises(UserError, match=r"^Ray did not start: invalid.*RAY_ROTATION_MAX_BYTES"):
+        with session():
+            pytest.fail("entered without a cluster")
+    assert len(fake_ray.starts) == 1
+
+
+@pytest.mark.usefixtures("answered")
+@pytest.mark.parametrize("address", [None, "head:6379"])
+def test_what_ray_writes_while_it_starts_stays_off_the_terminal(
+    fake_ray: SimpleNamespace, capfd: pytest.CaptureFixture[str], address: str | None
+) -> None:
+    fake_ray.says = b"[W 1 1] gcs_client.cc:210: Failed to get cluster ID\n"
+    with session(address):
+        os.write(2, b"a program's own\n")
+    assert capfd.readouterr().err == "a program's own\n"
 
 
 @pytest.mark.parametrize("num_cpus", [0, -2])
