@@ -92,6 +92,7 @@ def test_any_text_is_a_location_or_refused_in_one_line(start: str, rest: str) ->
         ("s3://b/größe", "s3://b/gr%C3%B6%C3%9Fe"),
         ("s3://b/a+b%2Bc", "s3://b/a%2Bb%2Bc"),
         ("s3://b/100%25?region=eu-west-1", "s3://b/100%25?region=eu-west-1"),
+        ("s3://b/a?region=x#y", "s3://b/a?region=x%23y"),
         ("gs://anonymous@b/x", "gs://anonymous@b/x"),
         ("hdfs://user@host:8020/x", "hdfs://user@host:8020/x"),
         ("hf://datasets/o/n@refs%2Fpr", "hf://datasets/o/n@refs%2Fpr"),

@@ -78,7 +78,7 @@ def test_a_local_directory(tmp_path: Path) -> None:
 
 
 def test_a_bucket(bucket: str, tmp_path: Path) -> None:
-    check_a_life(a_job(tmp_path / "run", f"{bucket}/runs/tokenizer"))
+    check_a_life(a_job(tmp_path / "run", f"{bucket}/run #1/größe 100%25"))
     assert not (tmp_path / "run" / "checkpoints").exists()
     for other in ("s3://absent/runs", "s3://models"):
         with pytest.raises(UserError, match=r"absent|names no folder") as caught:
