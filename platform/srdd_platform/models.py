@@ -13,7 +13,7 @@ from srdd_platform.code_places import codes_dir
 from srdd_platform.codes import encode
 from srdd_platform.data import Manifest, prepare
 from srdd_platform.extend import is_finished
-from srdd_platform.fidelity import check_classes
+from srdd_platform.fidelity import check_classes, load_extractor
 from srdd_platform.jobs import Job, make_job
 from srdd_platform.launch import train
 from srdd_platform.options import Options
@@ -55,6 +55,8 @@ def ready_models(
             sized = replace(preset, tokenizer=pipeline.tokenizer.config)
             job = make_job("classifier", sized, args.data, weights, options)
             _train([job], "a classifier on the data, as the feature extractor", cluster, console)
+        else:
+            load_extractor(args.extractor, weights)  # refuses what would fail in every trial
         return Models(args.model, (), args.data, weights)
     data, tokenizer, classifier = root / "data", root / "tokenizer", root / "classifier"
     if not (data / "manifest.json").exists():

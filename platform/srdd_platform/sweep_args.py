@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from srdd.devices import find_device
 from srdd.errors import UserError
 from srdd_platform.ray_session import Session, session
 
@@ -72,6 +73,8 @@ class Cluster:
     def connect(self) -> Session:
         """Start or join Ray, once."""
         if self._context is None:
+            if self._args.address is None:
+                find_device(self._args.device)
             self._context = session(self._args.address)
             self._session: Session = self._context.__enter__()
             if self._session.dashboard:

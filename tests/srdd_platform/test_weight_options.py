@@ -10,15 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
 from srdd import load_pipeline
+from srdd.errors import UserError
+from srdd.presets import digits
 from srdd.train.perceptual import Lpips
 from srdd_platform import cli, ray_session
-from srdd_platform.checkpoints import write_state
+from srdd_platform.checkpoints import read_state, write_state
 from srdd_platform.fidelity import import_torch_fidelity, load_extractor
 from srdd_platform.jobs import Job
+from srdd_platform.models import ready_models
+from srdd_platform.sweep_args import Cluster, SweepArgs, lazy_cluster
 
 State = dict[str, Tensor]
 Refused = Callable[..., str]
@@ -366,9 +371,6 @@ def test_convert_says_what_a_file_is(
 
 
 def test_a_checkpoint_without_its_manifest_is_named(tmp_path: Path) -> None:
-    from srdd.errors import UserError
-    from srdd_platform.checkpoints import read_state
-
     job = Job(kind="classifier", run="", data="", settings={"optim": {}})
     write_state(tmp_path, {"step": 3, "module": {"a": torch.ones(2)}}, job, 1)
     assert torch.equal(read_state(tmp_path, job)["module"]["a"], torch.ones(2))
@@ -405,3 +407,40 @@ def test_a_training_on_a_gpu_that_is_not_there_is_refused_before_ray(
 ) -> None:
     found = refused(*train(digits_shards, "--device", "cuda"))
     assert found.startswith("--device cuda: torch finds no CUDA device here")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_serving_on_a_gpu_that_is_not_there_is_refused_before_ray(
+    refused: Refused, tiny_pipeline: Path
+) -> None:
+    found = refused("serve", tiny_pipeline, "--device", "cuda")
+    assert found.startswith("--device cuda: torch finds no CUDA device here")
+
+
+@pytest.mark.parametrize(
+    ("extractor", "said"),
+    [
+        ("inception", "w.pth is torchvision's Inception: --extractor inception takes"),
+        ("classifier", "--weights w.pth is a file: a classifier is the run directory"),
+    ],
+)
+def test_a_sweep_looks_at_the_extractors_weights_before_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits_shards: Path, tiny_pipeline: Path,
+    inception: State, extractor: str, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    torch.save(torchvisions(inception), "w.pth")
+    args = SweepArgs(
+        model=tiny_pipeline, data=digits_shards, extractor=extractor, weights=Path("w.pth")
+    )
+    console = Console(file=io.StringIO())
+    with lazy_cluster(args, console) as cluster, pytest.raises(UserError) as caught:
+        ready_models(args, digits(), tmp_path, tmp_path / "out", cluster, console)
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_sweep_on_a_gpu_that_is_not_there_starts_no_ray() -> None:
+    args = SweepArgs(device="cuda:1")
+    with pytest.raises(UserError, match=r"^--device cuda:1: torch finds no CUDA device here"):
+        Cluster(args, Console(file=io.StringIO())).connect()

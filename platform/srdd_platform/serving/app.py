@@ -15,6 +15,7 @@ import httpx
 import ray
 from ray import serve
 
+from srdd.devices import find_device
 from srdd.errors import UserError
 from srdd.pipeline import load_pipeline
 from srdd_platform.ray_session import session
@@ -79,6 +80,8 @@ def run(
         dtype=dtype,
     )
     _check(options, replicas)
+    if address is None:
+        find_device(device)
     load_pipeline(options.pipeline)  # refuse a damaged one here, in one line
     port = _free_port(host, port)
     with ExitStack() as quiet, session(address) as cluster:
