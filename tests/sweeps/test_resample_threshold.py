@@ -19,6 +19,7 @@ from srdd.tokenizer import Tokenizer
 from srdd.train.transformer import init_weights
 from srdd.transformer import ScaleTransformer
 from srdd_platform.data import prepare
+from srdd_platform.protocol import PROTOCOL
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIALS = 14
@@ -116,6 +117,9 @@ def test_interrupted_and_killed_it_goes_on_from_its_rows(inputs: Path, tmp_path:
     trials = table[table["kind"] == "trial"]
     assert len(trials) == TRIALS
     assert trials["key"].is_unique
+    assert set(table["protocol"]) == {PROTOCOL}
+    measured = table[table["status"] == "ok"]
+    assert measured[["kid", "kid_raw"]].notna().all(axis=None)
     settings = ["cfg", "refine_steps", "resample_threshold", "feedback"]
     assert not trials[settings].duplicated().any()
     grid = trials[(trials["cfg"] == 0.5) & (trials["feedback"] == "updated")]
