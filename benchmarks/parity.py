@@ -102,13 +102,14 @@ def tokenizer_checks(
 ) -> Iterator[Check]:
     """Latents, codes, the transformer's input and reconstructions of some images."""
     ours, quantizer = pipeline.tokenizer, pipeline.transformer.quantizer
-    latent, decoded = oracle.latent(images), oracle.reconstruct(codes_BL)
+    latent = oracle.latent(images)
+    yield Check("latents", "", gap(ours.latent(images), latent), BOUND, _size(latent))
     note = f"{codes_BL.numel()} codes, {len(codes_BL.unique())} of the book used"
     differ = (ours.encode(images) != codes_BL).sum().item()
-    fed = gap(quantizer.teacher_input(codes_BL), oracle.fed(codes_BL))
-    yield Check("latents", "", gap(ours.latent(images), latent), BOUND, _size(latent))
     yield Check("codes", "", differ, 0, note)
+    fed = gap(quantizer.teacher_input(codes_BL), oracle.fed(codes_BL))
     yield Check("transformer input", "", fed, BOUND)
+    decoded = oracle.reconstruct(codes_BL)
     yield Check("reconstructions", "", gap(ours.decode(codes_BL), decoded), BOUND, _size(decoded))
 
 
