@@ -51,7 +51,8 @@ def cifar10(job: Job, tell: Tell) -> None:
         free(job)
         steps = affordable(optims, rates, job.left_s, batch)
         if min(steps.values()) < LEAST_STEPS:
-            note = f"in the time left it would take {steps} steps: too few to say more"
+            counts = ", ".join(f"{stage} {count}" for stage, count in steps.items())
+            note = f"too few steps fit in the time that is left: {counts}"
             tell(Row(what="training", status="skipped", note=note))
             return
         _train(job, tell, Path(temporary) / "run", steps, images, batch, SAMPLES)
