@@ -131,7 +131,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         value = image.getexif().get(ORIENTATION) or orientation(image.info.get("exif", b""))
         turn = _TURNS.get(value or 1)
-    except Exception:  # as above
+    except Exception:  # Pillow raises many kinds on damaged EXIF
         turn = None
     return image if turn is None else image.transpose(turn)
 
