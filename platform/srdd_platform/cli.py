@@ -18,6 +18,7 @@ from srdd_platform.data_cli import Data
 from srdd_platform.interrupts import end_on_sigterm
 from srdd_platform.option_names import as_option
 from srdd_platform.options import Options, TransformerOptions
+from srdd_platform.ray_settings import check_settings
 from srdd_platform.terminal import Terminal, prepare_streams
 from srdd_platform.tokenizer_options import TokenizerOptions
 
@@ -279,6 +280,7 @@ def _run_command() -> None:
         prog="srdd",
         description="Train, search, compare and serve scale-wise image generators.",
     )
+    check_settings()
     try:
         command.run(Terminal())
     except UserError as error:

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from ray.exceptions import RayTaskError
-
 from srdd.errors import UserError
 from srdd_platform.file_errors import explain
 from srdd_platform.interrupts import terminated
@@ -25,8 +23,11 @@ def guarded(action: Callable[[], None]) -> None:
     try:
         try:
             action()
-        except RayTaskError as error:  # what a task raised, without its traceback
-            raise (error.cause if isinstance(error.cause, UserError | OSError) else error) from None
+        except Exception as error:
+            cause = _of_task(error)  # without the task's traceback
+            if isinstance(cause, UserError | OSError):
+                raise cause from None
+            raise
     except (UserError, FloatingPointError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -45,6 +46,13 @@ def guarded(action: Callable[[], None]) -> None:
         if text is None:
             raise
         _fail(text)
+
+
+def _of_task(error: Exception) -> object:
+    """What a task of Ray raised, if that is what came; Ray need not have been imported."""
+    ray_exceptions = sys.modules.get("ray.exceptions")
+    is_task = ray_exceptions is not None and isinstance(error, ray_exceptions.RayTaskError)
+    return getattr(error, "cause", None) if is_task else None
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

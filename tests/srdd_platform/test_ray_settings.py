@@ -1,0 +1,42 @@
+import subprocess
+import sys
+
+import pytest
+
+from srdd.errors import UserError
+from srdd_platform import ray_settings as module
+from srdd_platform.ray_settings import check_settings
+
+
+@pytest.mark.parametrize("value", ["abc", ""])
+def test_a_setting_that_ends_ray_without_a_word_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    command = (
+        "import sys; from srdd_platform.cli import main; sys.argv[1:] = ['report', '/nowhere']"
+    )
+    monkeypatch.setenv("RAY_worker_niceness", value)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{command}; main()"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"srdd: RAY_worker_niceness is {value!r}, which Ray cannot read: give it a number, or "
+        "unset it\n"
+    )
+
+
+def test_the_one_of_several_settings_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_imports", lambda settings: "RAY_two" not in settings)
+    for name, value in {"RAY_one": "text", "RAY_two": "x", "RAY_three": "3"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"^RAY_two is 'x'"):
+        check_settings()
+
+
+@pytest.mark.parametrize("value", ["5", "-1", "0.5", "true", "False"])
+def test_numbers_and_truths_are_not_tried(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setattr(module, "_imports", lambda settings: pytest.fail("a process for nothing"))
+    monkeypatch.setenv("RAY_worker_niceness", value)
+    monkeypatch.setenv("RAY_NAMESPACE", "text")  # none of the core's
+    check_settings()
