@@ -1,6 +1,6 @@
 """What fixed numbers of each class do to the estimators of a sweep (docs/evaluation.md).
 
-    python benchmarks/balanced_labels.py RUNS [--only halves]
+    python -m benchmarks.balanced_labels RUNS [--only halves]
 
 RUNS is what `make sweep` leaves in runs/digits: ``data``, ``classifier`` and ``markov``. Prints:
 
