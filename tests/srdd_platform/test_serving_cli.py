@@ -47,6 +47,8 @@ def ask(pool: ThreadPoolExecutor, url: str, n: int) -> list[Future[httpx.Respons
     ]
     while httpx.get(f"{url}/-/in_progress", trust_env=False).json()["requests"] < REQUESTS:
         time.sleep(POLL_S)
+    for _ in range(10):  # the proxy has them; these come after them to the replicas
+        httpx.get(f"{url}/healthz", trust_env=False)
     return asked
 
 
@@ -69,11 +71,11 @@ def test_every_request_in_progress_is_answered(
     with ThreadPoolExecutor(REQUESTS) as pool, served(
         slow_pipeline, "--replicas", replicas
     ) as (process, url):  # fmt: skip
-        asked = ask(pool, url, 6)
+        asked = ask(pool, url, 3)
         end(process)
         answers = [each.result() for each in asked]
-        assert [answer.status_code for answer in answers] == [200] * REQUESTS
-        assert [len(answer.json()["data"]) for answer in answers] == [6] * REQUESTS
+        assert [answer.json().get("error") for answer in answers] == [None] * REQUESTS
+        assert [len(answer.json()["data"]) for answer in answers] == [3] * REQUESTS
         out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
     assert out == "Stopping: requests in progress have 20 s; a second signal ends at once\n"
