@@ -4,13 +4,18 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
+from message_form import faults, field_names_in, option_fields
 from safetensors.torch import load_file
 from torch import Tensor
 
+from srdd.errors import UserError
+from srdd_platform import cli, command_errors
 from srdd_platform.ray_session import Session, session
+from srdd_platform.sweep_args import SweepArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +34,42 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _one_thread() -> None:
     """One thread a process: sums come out in one order, and two cores serve Ray's workers too."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def _option_fields() -> frozenset[str]:
+    return option_fields(cli.Command) | option_fields(SweepArgs)
+
+
+@pytest.fixture(autouse=True)
+def _messages_are_well_formed(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    _option_fields: frozenset[str],
+) -> Iterator[None]:
+    """Every message about wrong input that a test causes has the form of tests/message_form.py."""
+    messages: list[str] = []
+    lines: list[str] = []
+    fail, begin = command_errors._fail, UserError.__init__
+
+    def recorded(self: UserError, message: str, **more: str) -> None:
+        messages.append(message)
+        begin(self, message, **more)
+
+    def failed(message: str, code: int = 2) -> NoReturn:
+        lines.append(message)
+        fail(message, code)
+
+    monkeypatch.setattr(UserError, "__init__", recorded)
+    monkeypatch.setattr(command_errors, "_fail", failed)
+    yield
+    if request.node.get_closest_marker("malformed_message"):
+        return
+    wrong = [f"{text!r}: {fault}" for text in (*messages, *lines) for fault in faults(text)]
+    for line in lines:
+        wrong += [f"{line!r}: say {name} as an option" for name in
+                  field_names_in(line, _option_fields)]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.fixture(scope="session")

@@ -56,5 +56,11 @@ def _of_task(error: Exception) -> object:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    print(f"srdd: {' '.join(message.split())}", file=sys.stderr)
+    print(f"srdd: {one_line(message)}", file=sys.stderr)
     sys.exit(code)
+
+
+def one_line(text: str) -> str:
+    """A text on one line. What a terminal cannot print, or would obey, is escaped."""
+    joined = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)

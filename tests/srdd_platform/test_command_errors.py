@@ -14,7 +14,7 @@ from rich.console import Console
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
 from srdd.fields import from_dict
-from srdd_platform.command_errors import guarded
+from srdd_platform.command_errors import guarded, one_line
 from srdd_platform.file_errors import _REMEDIES, explain
 from srdd_platform.option_names import as_option
 
@@ -123,3 +123,18 @@ def test_a_name_that_the_terminal_cannot_show_is_printed_escaped(
     guarded(lambda: Console().print("skipped caf\udce9.png: \u8336"))
     terminal.flush()
     assert terminal.buffer.getvalue().decode(encoding) == f"skipped caf\\udce9.png: {tea}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\n  b\r\nc", "a b c"),
+        ("caf\u00e9 \u7814\u7a76 \U0001f408", "caf\u00e9 \u7814\u7a76 \U0001f408"),
+        ("caf\udce9/x", "caf\\udce9/x"),  # a file name that is not UTF-8
+        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),  # torch's advice has terminal codes
+        ("nul\x00", "nul\\x00"),
+    ],
+)
+def test_a_line_can_be_printed_on_every_terminal(text: str, shown: str) -> None:
+    assert one_line(text) == shown
+    one_line(text).encode()
