@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from srdd.errors import UserError
 from srdd.fields import from_dict, to_dict
 from srdd.foreign import check_tensors
+from srdd.json_files import read_json
 from srdd.weight_files import read_weights
 
 Config = TypeVar("Config")
@@ -53,15 +54,13 @@ def read_config(directory: Path, kind: str, config: type[Config]) -> Config:
     """
     path = directory / "config.json"
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{directory} is no {kind} directory: it has no config.json") from None
     except NotADirectoryError:
         raise UserError(f"{directory} is a file: give a {kind}'s directory") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
     found = values.pop("kind", None) if isinstance(values, dict) else None
     if found != kind:
         raise UserError(f"{directory} holds a {found or 'different thing'}, not a {kind}")

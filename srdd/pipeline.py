@@ -20,6 +20,7 @@ from srdd.class_names import find, find_all, readable
 from srdd.config import SamplerConfig, TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
 from srdd.fields import from_dict, to_dict
+from srdd.json_files import read_json
 from srdd.tokenizer import Tokenizer
 from srdd.transformer import ScaleTransformer
 
@@ -165,8 +166,28 @@ def _local(source: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(source)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} does not exist here, nor on the hub: {reason}") from None
+        raise UserError(f"{path} does not exist here, and {_hub_says(error)}") from None
+
+
+def _hub_says(error: Exception) -> str:
+    """Why the hub gave nothing, and what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    if isinstance(error, HFValidationError):
+        return "it is not the id of a repository on the hub: give OWNER/NAME"
+    if isinstance(error, GatedRepoError):
+        return "the hub asks for permission: accept its terms there, then run hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such repository (a private one needs hf auth login)"
+    if isinstance(error, LocalEntryNotFoundError):
+        return "the hub cannot be reached from here: check the network and HF_HUB_OFFLINE"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return f"the hub answers {status}: try again later" if status else "the hub cannot be reached"
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -178,8 +199,6 @@ def _class_names(path: Path) -> tuple[str, ...]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: the pipeline directory is incomplete") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None

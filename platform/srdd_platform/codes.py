@@ -184,8 +184,10 @@ def encode(
 def _load_shard(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}): delete its directory") from None
+    except (OSError, SafetensorError):
+        raise UserError(
+            f"{path} is missing or damaged: delete {path.parent}, and the codes are extracted again"
+        ) from None
 
 
 def load_codes(directory: Path, split: str) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from srdd import json_files
 from srdd.errors import UserError
 
 
@@ -116,11 +117,9 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is not JSON; the message names it.
     """
     try:
-        return json.loads(path.read_text())
+        return json_files.read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
 def sha256_file(path: Path) -> str:

@@ -11,7 +11,6 @@ object store does so by itself.
 """
 
 import io
-import json
 import os
 import re
 import threading
@@ -26,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
 from srdd.errors import UserError
+from srdd.json_files import parse_json
 from srdd_platform.location import Location, parse_location
 
 ANSWER_S = 30.0  # for a filesystem that does not answer; clients themselves try for many minutes
@@ -106,7 +106,7 @@ class Storage:
             if self.filesystem.get_file_info(path).type == fs.FileType.NotFound:
                 return None
             with self.filesystem.open_input_stream(path) as stream:
-                return json.loads(stream.read())
+                return parse_json(stream.read(), f"{self.name}/{name}")
 
         return answered(f"cannot read {self.name}/{name}", read)
 
@@ -216,5 +216,16 @@ def answered(what: str, action: Callable[[], T], limit_s: float = ANSWER_S) -> T
         errors[0], OSError | ValueError | NotImplementedError | pyarrow.ArrowException
     ):
         raise errors[0]
-    why = re.sub(r"//[^/@\s]*@", "//***@", " ".join(str(errors[0]).split()))
-    raise UserError(f"{what}: {why[:300]}") from None
+    raise UserError(f"{what}: {store_says(errors[0])}") from None
+
+
+def store_says(error: BaseException) -> str:
+    """Why a filesystem of pyarrow did not do something: one line, without credentials."""
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    if isinstance(error, PermissionError):
+        return "access is denied: check the credentials in the environment"
+    text = " ".join(str(error).split())
+    text = re.sub(r"//[^/@\s]*@", "//***@", text)
+    text = re.sub(r"^\[Errno \d+\] ", "", text)
+    return re.sub(r"\.? Detail: \[errno \d+\].*", "", text)[:200]

@@ -363,7 +363,7 @@ def test_foreign_directories_are_refused(tmp_path: Path) -> None:
         build_report(tmp_path / "nowhere")
     directory = sweep(tmp_path / "sweep", ROWS)
     (directory / "trials.parquet").write_bytes(b"not a table")
-    with pytest.raises(UserError, match=r"trials\.parquet cannot be read") as damaged:
+    with pytest.raises(UserError, match=r"trials\.parquet is damaged") as damaged:
         build_report(directory)
     assert "\n" not in str(damaged.value)
     compile_table(directory).drop(columns=["fid"]).to_parquet(directory / "trials.parquet")
@@ -371,7 +371,7 @@ def test_foreign_directories_are_refused(tmp_path: Path) -> None:
         build_report(directory)
     table = compile_table(directory)
     table.assign(fid="low").to_parquet(directory / "trials.parquet")
-    with pytest.raises(UserError, match=r"trials\.parquet cannot be read"):
+    with pytest.raises(UserError, match=r"trials\.parquet is damaged"):
         build_report(directory)
     compile_table(directory)
     (directory / "config.json").write_text("[]")

@@ -37,6 +37,7 @@ from srdd_platform.data.modes import BadImageError
 from srdd_platform.data.pixels import verify_png
 from srdd_platform.data.remote import StoppedError, locate
 from srdd_platform.data.store import Request
+from srdd_platform.storage import store_says
 
 IN_USE_S = 600.0  # since a shard's last use, in which it is not removed
 TOUCH_S = 60.0  # between notes of a shard's use
@@ -234,8 +235,7 @@ class CachedStore:
                 self._afar[shard] = file
             data: bytes = file.read_at(size, offset)
         except (OSError, pyarrow.ArrowException) as error:
-            why = " ".join(str(error).split())[:200]
-            raise OSError(errno.EIO, why, f"{self.name}/{shard}") from None
+            raise OSError(errno.EIO, store_says(error), f"{self.name}/{shard}") from None
         try:
             verify_png(data)
         except BadImageError as error:

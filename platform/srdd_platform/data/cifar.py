@@ -80,8 +80,8 @@ def _load(path: Path, *fields: str) -> Any:
     except _ForbiddenError as error:
         raise UserError(f"{path} holds {error}, which is not CIFAR-10's: nothing of it was run, "
                         "download it again") from None  # fmt: skip
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise UserError(f"{path} is damaged ({type(error).__name__}): download it again") from None
+    except Exception:  # a damaged pickle raises nearly anything
+        raise UserError(f"{path} is damaged: download it again") from None
     return found[0] if len(found) == 1 else found
 
 

@@ -140,7 +140,8 @@ class Manifest:
         try:
             return _parse(value)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{name} is damaged ({error}): prepare the data again") from None
+            missing = f" (it lacks {error.args[0]!r})" if isinstance(error, KeyError) else ""
+            raise UserError(f"{name} is damaged{missing}: prepare the data again") from None
 
 
 def _parse(value: dict[str, Any]) -> Manifest:

@@ -7,7 +7,6 @@ of several processes one copies.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,18 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import pyarrow
 from filelock import FileLock
 from pyarrow import fs
 
 from srdd.errors import UserError
+from srdd.json_files import parse_json
 from srdd_platform import files
 from srdd_platform.data.index import load_index
 from srdd_platform.data.manifest import MANIFEST, Manifest, Shard
 from srdd_platform.location import parse_location
-from srdd_platform.storage import answered, open_store_at
+from srdd_platform.storage import answered, open_store_at, store_says
 
 CHUNK = 2**20  # bytes read at a time
 LOCK = ".fetch.lock"
@@ -62,7 +61,7 @@ class RemoteShards:
             UserError: it cannot be read, or is none.
         """
         text = self.read(MANIFEST)
-        return text, Manifest.from_json(_json(text, self.name), self.name)
+        return text, Manifest.from_json(parse_json(text, f"{self.name}/{MANIFEST}"), self.name)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Size in bytes and time of change in ns of the files in it, by name.
@@ -232,18 +231,10 @@ def _check_target(out: Path, text: bytes, shards: list[Shard]) -> None:
             raise UserError(f"{out} holds {path.name}, which is no shard: choose another directory")
 
 
-def _json(text: bytes, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{name}/{MANIFEST} is not valid JSON: {error}") from None
-
-
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
     """Turn what pyarrow raises into one line that names the location."""
     try:
         yield
     except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot read {name}: {why}") from None
+        raise UserError(f"cannot read {name}: {store_says(error)}") from None

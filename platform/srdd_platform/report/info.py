@@ -105,8 +105,10 @@ def load_sweep(directory: Path) -> SweepData:
         schema = SCHEMA if "protocol" in table.column_names else FIRST_SCHEMA
         lacking = [name for name in schema.names if name not in table.column_names]
         rows = [] if lacking else table.select(schema.names).cast(schema).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run the sweep again to compile it") from None
+    except (pa.ArrowException, OSError):
+        raise UserError(f"{path} is damaged: delete it and run the sweep again") from None
     if lacking:
         raise UserError(f"{path} lacks the columns {', '.join(lacking)}; run the sweep again")
     return SweepData(
