@@ -188,8 +188,10 @@ def _instead(wanted: str, loaded: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _about(where: str) -> Iterator[None]:
-    """Begin messages with the file's name."""
+    """Let messages name the file; one about a setting still begins with the setting."""
     try:
         yield
     except UserError as error:
+        if error.field:
+            raise UserError(f"{error} ({where})", field=error.field) from None
         raise UserError(f"{where}: {error}") from None

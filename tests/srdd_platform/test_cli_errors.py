@@ -429,6 +429,7 @@ def test_a_missing_permission_is_one_line(capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+@pytest.mark.malformed_message
 def test_a_message_of_many_lines_becomes_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert ends(UserError("a\n  b\nc"), capsys) == (2, "srdd: a b c\n")
 

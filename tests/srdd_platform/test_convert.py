@@ -371,7 +371,7 @@ def test_a_full_disk_leaves_nothing(
     [
         (["--patch-nums", "1,x"], "--patch-nums takes integers like 1,2,3, got '1,x'"),
         (["--patch-nums", "1,2"], "make 5 codes in 2 scales, the transformer has L = 66 in 5"),
-        (["--num-heads", "3"], "num_heads 3: scale_mul_1H11 is there for 4 heads"),
+        (["--num-heads", "3"], "--num-heads 3: scale_mul_1H11 is there for 4 heads"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -139,9 +139,16 @@ class Manifest:
                             "by `srdd data prepare`")  # fmt: skip
         try:
             return _parse(value)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            missing = f" (it lacks {error.args[0]!r})" if isinstance(error, KeyError) else ""
-            raise UserError(f"{name} is damaged{missing}: prepare the data again") from None
+        except _InconsistentError as error:
+            raise UserError(f"{name} is damaged ({error}): prepare the data again") from None
+        except KeyError as error:
+            raise UserError(f"{name} lacks {error.args[0]!r}: prepare the data again") from None
+        except (TypeError, ValueError, AttributeError):
+            raise UserError(f"{name} is damaged: prepare the data again") from None
+
+
+class _InconsistentError(Exception):
+    """Parts of a manifest contradict each other."""
 
 
 def _parse(value: dict[str, Any]) -> Manifest:
@@ -156,9 +163,9 @@ def _parse(value: dict[str, Any]) -> Manifest:
     }
     for name, split in splits.items():
         if split.num != sum(shard.num for shard in split.shards):
-            raise ValueError(f"the shards of {name} do not add up to {split.num} samples")
+            raise _InconsistentError(f"the shards of {name} do not add up to {split.num} samples")
         if any(os.path.basename(shard.name) != shard.name for shard in split.shards):
-            raise ValueError(f"a shard of {name} lies outside the directory")
+            raise _InconsistentError(f"a shard of {name} lies outside the directory")
     return Manifest(
         settings=Settings(
             source=value["source"], resolution=int(value["resolution"]), **value["settings"]
