@@ -158,8 +158,8 @@ def test_auto_joins_the_latest_of_several_clusters(processes: Callable[..., None
 def test_the_interpreter_of_a_cluster_is_that_of_its_node_here(
     processes: Callable[..., None],
 ) -> None:
-    processes(raylet("10.0.0.1:6379", python="/home/me/my work/bin/python"))
-    assert interpreter(parse("10.0.0.1:6379", "--address")) == "/home/me/my work/bin/python"
+    processes(raylet("10.0.0.1:6379", python="/opt/my work/bin/python"))
+    assert interpreter(parse("10.0.0.1:6379", "--address")) == "/opt/my work/bin/python"
     assert interpreter(parse("10.0.0.1:6380", "--address")) == ""
 
 

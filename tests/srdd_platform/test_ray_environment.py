@@ -178,7 +178,7 @@ def test_objects_leave_a_shared_memory_that_cannot_be_written(
 def test_an_environment_whose_workers_cannot_start_is_refused(
     monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    path = f"/home/{folder}/.venv/bin/python"
+    path = f"/opt/{folder}/.venv/bin/python"
     monkeypatch.setattr(sys, "executable", path)
     with pytest.raises(UserError) as caught:
         check_paths()

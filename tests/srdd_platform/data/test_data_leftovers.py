@@ -31,6 +31,7 @@ def test_a_tree_of_images_alone_leaves_nothing(tree: Path) -> None:
     assert notes(tree) == []
 
 
+@pytest.mark.usefixtures("without_heif")
 def test_every_kind_is_counted(tree: Path) -> None:
     for name in ("a.heic", "b.HEIC", "c.tga", "labels.csv", "x.txt", "y.txt", "README", ".DS_Store",
                  "Thumbs.db", "._0.png"):  # fmt: skip
@@ -89,6 +90,7 @@ def test_a_class_of_one_image_is_named(tree: Path) -> None:
     assert notes(tree) == ["1 class with one image, not held out (eel)"]
 
 
+@pytest.mark.usefixtures("without_heif")
 def test_a_folder_of_unread_images_is_named_with_the_remedy(tree: Path) -> None:
     (tree / "eel").mkdir()
     for i in range(3):
