@@ -107,5 +107,5 @@ def compile_function(
 def _reason(error: Exception) -> str:
     """The line of a compiler's output that says what is wrong, or the error's first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "error:" in line] or lines or [type(error).__name__]
+    telling = [line for line in lines if "error:" in line] or lines or ["no reason is given"]
     return telling[0][:200]

@@ -231,7 +231,9 @@ def _join(target: Target) -> None:
 
 def _why(error: Exception) -> str:
     """What Ray says, in one line, and which of its variables the user has set."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()) or "it gives no reason"
+    if reason.startswith("invalid literal for int()"):  # Ray reads numbers where it is imported
+        reason = f"{reason.rpartition(': ')[2]} is not a number"
     names = variables_set()
     return f"{reason}; Ray reads these variables, which are set: {names}" if names else reason
 

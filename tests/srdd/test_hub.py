@@ -55,7 +55,9 @@ def test_an_id_in_the_cache_needs_no_network(saved: Path, cache: Path) -> None:
 
 
 def test_an_id_that_is_nowhere_is_refused_in_one_line(cache: Path) -> None:
-    with pytest.raises(UserError, match="owner/name does not exist here, nor on the hub") as caught:
+    with pytest.raises(
+        UserError, match="owner/name does not exist here, and the hub cannot be reached"
+    ) as caught:
         load_pipeline("owner/name")
     assert "\n" not in str(caught.value)
 

@@ -165,7 +165,7 @@ def test_reading_ahead_keeps_the_order_and_is_bounded(threads: int) -> None:
 def test_an_error_comes_at_its_turn() -> None:
     def work(task: int) -> int:
         if task == 3:
-            raise UserError("damaged")
+            raise UserError("the sample is damaged")
         return task
 
     found: Iterator[int] = read_ahead(iter(range(9)), work, 2)

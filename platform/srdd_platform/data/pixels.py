@@ -215,7 +215,7 @@ def read_png(png: bytes, side: int, resolution: int, *, verify: bool = False) ->
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise BadImageError(f"damaged: {' '.join(str(error).split())[:80]}") from None
+        raise _damaged(error) from None
     if min(pixels.shape[:2]) != side or (side == resolution and max(pixels.shape[:2]) != side):
         raise BadImageError(f"not {side}x{side}")
     return pixels
@@ -230,4 +230,10 @@ def verify_png(png: bytes) -> None:
     try:
         Image.open(io.BytesIO(png), formats=["PNG"]).verify()
     except Exception as error:  # as above
-        raise BadImageError(f"damaged: {' '.join(str(error).split())[:80]}") from None
+        raise _damaged(error) from None
+
+
+def _damaged(error: Exception) -> BadImageError:
+    if isinstance(error, UnidentifiedImageError):
+        return BadImageError("damaged: not a PNG file")
+    return BadImageError(f"damaged: {' '.join(str(error).split())[:80]}")

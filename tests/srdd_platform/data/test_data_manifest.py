@@ -15,7 +15,7 @@ from srdd_platform.data import Manifest, prepare
         ("{", "is not valid JSON"),
         ("[]", "has format None"),
         ('{"format": "other-1"}', "has format 'other-1', not 'srdd-shards-1'"),
-        ('{"format": "srdd-shards-1", "classes": ["a"]}', "is damaged"),
+        ('{"format": "srdd-shards-1", "classes": ["a"]}', "lacks 'splits'"),
     ],
 )
 def test_another_kind_of_directory(tmp_path: Path, text: str | None, message: str) -> None:
