@@ -9,7 +9,6 @@ from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
 import psutil
-from ray._common.tls_utils import load_certs_from_env
 from ray._private import ray_constants
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.utils import read_ray_address
@@ -17,7 +16,7 @@ from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from srdd.errors import UserError
-from srdd_platform.ray_environment import find_token, token_place
+from srdd_platform.ray_environment import certificates, find_token, token_place
 
 ANSWER_S = 10.0
 PRIVATE = "srdd-private"  # a label of the node: a local Ray of one command, which nobody joins
@@ -201,12 +200,10 @@ def _ask(address: str, token: str = "") -> tuple[grpc.StatusCode, str]:
 def _channel(address: str) -> grpc.Channel:
     """A channel as Ray opens it: past proxies, encrypted where RAY_USE_TLS is set."""
     options = ray_constants.GLOBAL_GRPC_OPTIONS
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+    found = certificates()
+    if found is None:
         return grpc.insecure_channel(address, options)
-    try:
-        chain, key, authority = load_certs_from_env()
-    except RuntimeError as error:
-        raise UserError(f"RAY_USE_TLS: {' '.join(str(error).split())}") from error
+    chain, key, authority = found
     return grpc.secure_channel(
         address, grpc.ssl_channel_credentials(authority, key, chain), options
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.tls_utils import load_certs_from_env
 from ray._private import ray_constants
 from ray._private.authentication.authentication_token_generator import (
     generate_new_authentication_token,
@@ -204,6 +205,21 @@ def check_paths() -> None:
                 f"Ray cannot start workers from {path}: its path holds ' or \\; move the Python "
                 "environment to a folder without them"
             )
+
+
+def certificates() -> tuple[bytes, bytes, bytes] | None:
+    """Chain, key and authority of Ray's connections; None where RAY_USE_TLS does not ask for them.
+
+    Raises:
+        UserError: the variables that name them are not set, or a file cannot be read.
+    """
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        return None
+    try:
+        chain, key, authority = load_certs_from_env()
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"RAY_USE_TLS: {' '.join(str(error).split())}") from error
+    return chain, key, authority
 
 
 def worker_settings(python: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from srdd_platform.ray_environment import (
     LOCAL,
     OF_CLUSTERS,
     authentication,
+    certificates,
     changed,
     check_paths,
     environment,
@@ -151,6 +152,7 @@ def _local(num_cpus: int | None) -> Iterator[Session]:
     if num_cpus is not None and num_cpus < 1:
         raise UserError(f"a local Ray needs at least 1 CPU, got {num_cpus}")
     check_paths()
+    certificates()  # Ray's parts would end one by one without them
     token, kept = local_token() if tokens_wanted() else ("", True)
     where = "that `ray get-auth-token` prints" if kept else "in RAY_AUTH_TOKEN, if you set one"
     with (

@@ -61,7 +61,7 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "CUDA_VISIBLE_DEVICES=-1": ("works", "works", "works"),
     "CUDA_VISIBLE_DEVICES=GPU-5b1c": ("works", "works", "works"),
     "RAY_ROTATION_MAX_BYTES=x": ("did not start", "cannot join", "cannot join"),
-    "RAY_USE_TLS=1": ("did not start", "RAY_USE_TLS", "RAY_USE_TLS"),
+    "RAY_USE_TLS=1": ("RAY_USE_TLS", "RAY_USE_TLS", "RAY_USE_TLS"),
     "PYTHON=HERE/my work/bin/python": ("works", "works", "works"),
     "PYTHON=HERE/it's/bin/python": ("cannot start workers", "works", "works"),
 }

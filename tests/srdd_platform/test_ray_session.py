@@ -189,6 +189,20 @@ def test_a_variable_that_ray_cannot_read_is_named(
     assert len(fake_ray.starts) == 1
 
 
+def test_encryption_without_certificates_is_refused_before_a_start(
+    fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    monkeypatch.setenv("RAY_TLS_SERVER_CERT", "/nowhere")
+    with pytest.raises(UserError, match=r"^RAY_USE_TLS: .*RAY_TLS_SERVER_KEY"), session():
+        pytest.fail("started")
+    for name in ("RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
+        monkeypatch.setenv(name, "/nowhere")
+    with pytest.raises(UserError, match=r"^RAY_USE_TLS: .*/nowhere"), session():
+        pytest.fail("started")
+    assert not fake_ray.starts
+
+
 @pytest.mark.usefixtures("answered")
 @pytest.mark.parametrize("address", [None, "head:6379"])
 def test_what_ray_writes_while_it_starts_stays_off_the_terminal(
