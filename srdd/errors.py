@@ -8,13 +8,13 @@ class UserError(Exception):
     that is raised is a bug and keeps its traceback.
 
     Args:
-        message: the line.
+        message: the line. Line ends in it, such as in the name of a file, become blanks.
         field: the setting at fault, where the message begins with its name. The command line says
             the name of its option instead (``top_k must be ...`` becomes ``--top-k must be ...``).
     """
 
     def __init__(self, message: str, *, field: str = "") -> None:
-        super().__init__(message)
+        super().__init__(" ".join(line.strip() for line in message.strip().splitlines()))
         self.field = field
 
     def renamed(self, name: str) -> "UserError":

@@ -31,6 +31,14 @@ from srdd_platform.location import Location, parse_location
 ANSWER_S = 30.0  # for a filesystem that does not answer; clients themselves try for many minutes
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 T = TypeVar("T")
+_DENIED = "access is denied: check the credentials in the environment"
+_AWS = {  # what pyarrow's S3 says, and what it means
+    "NETWORK_CONNECTION": "the store cannot be reached: check the network and AWS_ENDPOINT_URL",
+    "NO_SUCH_BUCKET": "there is no such bucket: check its name",
+    "ACCESS_DENIED": _DENIED,
+    "INVALID_ACCESS_KEY_ID": _DENIED,
+    "SIGNATURE_DOES_NOT_MATCH": _DENIED,
+}
 
 
 class _Beside(io.BufferedWriter):
@@ -224,8 +232,11 @@ def store_says(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     if isinstance(error, PermissionError):
-        return "access is denied: check the credentials in the environment"
+        return _DENIED
     text = " ".join(str(error).split())
+    aws = re.search(r"AWS Error (\w+)", text)
+    if aws is not None and aws[1] in _AWS:
+        return _AWS[aws[1]]
     text = re.sub(r"//[^/@\s]*@", "//***@", text)
     text = re.sub(r"^\[Errno \d+\] ", "", text)
     return re.sub(r"\.? Detail: \[errno \d+\].*", "", text)[:200]

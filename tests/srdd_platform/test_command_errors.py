@@ -138,3 +138,9 @@ def test_a_name_that_the_terminal_cannot_show_is_printed_escaped(
 def test_a_line_can_be_printed_on_every_terminal(text: str, shown: str) -> None:
     assert one_line(text) == shown
     one_line(text).encode()
+
+
+def test_a_message_is_one_line_whatever_name_is_in_it() -> None:
+    assert (
+        str(UserError(" class folder a\r\n b has no images\n")) == "class folder a b has no images"
+    )
