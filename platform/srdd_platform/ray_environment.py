@@ -33,6 +33,7 @@ LOCAL = {
 }
 UNREADABLE = "'\\"  # Ray splits the command of its workers at quotes, and takes backslashes away
 SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
+PYTHON_SOCKET = "/pymp-12345678/listener-12345678"  # of the standard library's multiprocessing
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # the longest name of a Unix socket
 SHARED_MEMORY = "/dev/shm"
 
@@ -178,6 +179,16 @@ def temp_dir(environ: Mapping[str, str]) -> str:
     )
 
 
+def short_tmpdir(sessions: str) -> dict[str, str]:
+    """TMPDIR of a local Ray's processes, which make sockets there too: another where it is long."""
+    try:
+        directory = tempfile.gettempdir()
+    except FileNotFoundError:  # none can be written
+        directory = ""
+    fits = len(os.fsencode(directory + PYTHON_SOCKET)) <= SOCKET_BYTES
+    return {} if directory and fits else {"TMPDIR": sessions}
+
+
 def _writable(directory: str) -> bool:
     """Whether files can be made in a directory, which is made where it is missing."""
     try:
@@ -217,8 +228,16 @@ def certificates() -> tuple[bytes, bytes, bytes] | None:
         return None
     try:
         chain, key, authority = load_certs_from_env()
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"RAY_USE_TLS: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:
+        raise UserError(
+            "RAY_USE_TLS is set, but not all of RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and "
+            "RAY_TLS_CA_CERT: set them to the certificates of the cluster, or unset RAY_USE_TLS"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"RAY_USE_TLS is set, but {error.filename} cannot be read ({error.strerror}): let the "
+            "RAY_TLS_ variables name the certificates of the cluster, or unset RAY_USE_TLS"
+        ) from error
     return chain, key, authority
 
 

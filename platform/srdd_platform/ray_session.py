@@ -38,6 +38,7 @@ from srdd_platform.ray_environment import (
     local_token,
     objects_dir,
     plain_interpreter,
+    short_tmpdir,
     temp_dir,
     tokens_wanted,
     variables_set,
@@ -155,22 +156,22 @@ def _local(num_cpus: int | None) -> Iterator[Session]:
     certificates()  # Ray's parts would end one by one without them
     token, kept = local_token() if tokens_wanted() else ("", True)
     where = "that `ray get-auth-token` prints" if kept else "in RAY_AUTH_TOKEN, if you set one"
+    sessions = temp_dir(os.environ)
     with (
-        changed(dict.fromkeys(OF_CLUSTERS)),
+        changed(dict.fromkeys(OF_CLUSTERS) | short_tmpdir(sessions)),
         environment(LOCAL),
         authentication(token),
         plain_interpreter(),
     ):
         try:
-            _start(num_cpus)
+            _start(num_cpus, sessions)
             yield Session(dashboard_url=_dashboard_url(), local=True, token=where if token else "")
         finally:
             ray.shutdown()
 
 
-def _start(num_cpus: int | None) -> None:
+def _start(num_cpus: int | None, sessions: str) -> None:
     """Start a local Ray, trying again where the machine was too slow."""
-    sessions = temp_dir(os.environ)
     for attempt in range(1, STARTS + 1):
         try:
             with _quiet():

@@ -252,5 +252,5 @@ def test_a_name_that_no_machine_has_is_said() -> None:
 
 def test_encryption_without_certificates_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USE_TLS", "1")
-    with pytest.raises(UserError, match=r"^RAY_USE_TLS: .*RAY_TLS_SERVER_CERT"):
+    with pytest.raises(UserError, match=r"^RAY_USE_TLS is set, but .*RAY_TLS_SERVER_CERT"):
         wanted_token(parse("127.0.0.1:1", "--address"))

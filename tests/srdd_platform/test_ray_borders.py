@@ -81,6 +81,8 @@ def run_cell(
             folder = Path(value).parents[1]
             folder.symlink_to(sys.prefix)
         else:
+            if name == "TMPDIR":
+                Path(value).mkdir(parents=True)
             environ[name] = host if value == "HOST" else value
     return subprocess.run(
         [python, "-c", CELL, host if way == "HOST:PORT" else way], env=environ,

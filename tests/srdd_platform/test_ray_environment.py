@@ -9,6 +9,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from srdd_platform.ray_environment import (
     local_token,
     objects_dir,
     plain_interpreter,
+    short_tmpdir,
     temp_dir,
     token_place,
     variables_set,
@@ -147,6 +149,14 @@ def test_a_directory_that_ray_can_use_is_left_to_it(
 def test_a_directory_that_ray_cannot_use_is_left_for_a_short_one(name: str, directory: str) -> None:
     found = temp_dir({name: directory})
     assert found in ("/tmp/ray", f"/tmp/ray-{os.getuid()}")
+
+
+@pytest.mark.parametrize(("length", "kept"), [(75, True), (76, False)])
+def test_other_sockets_of_rays_processes_have_their_names_too(
+    monkeypatch: pytest.MonkeyPatch, length: int, kept: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "a" * (length - 1))
+    assert short_tmpdir("/tmp/ray") == ({} if kept else {"TMPDIR": "/tmp/ray"})
 
 
 def test_where_nothing_can_be_written_the_variable_is_named(
