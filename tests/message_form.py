@@ -33,9 +33,9 @@ def faults(message: str) -> list[str]:
         found.append("it has more than one line")
     if message != message.strip():
         found.append("it begins or ends with blanks")
-    text = _PATH.sub("PATH", message)
+    text = re.sub(r"\S{60,}", "NAME", _PATH.sub("PATH", message))
     if len(text) > MOST_CHARACTERS:
-        found.append(f"it has {len(text)} characters without its paths")
+        found.append(f"it has {len(text)} characters without paths and long names")
     if len(re.findall(r"[a-zA-Z]{2,}", text.replace("PATH", ""))) < 2:
         found.append("it has a path or a name and no words")
     bare = _QUOTED.sub("QUOTED", text)
