@@ -25,6 +25,8 @@ def parse_json(data: bytes, name: str) -> Any:
         where = f"line {error.lineno}, column {error.colno}"
     except RecursionError:
         where = "its lists are nested too deeply"
+    except ValueError:  # Python refuses to read an integer of more than 4300 digits
+        where = "a number is too long"
     raise UserError(f"{name} is not valid JSON ({where}): it is damaged or cut short, restore it")
 
 
