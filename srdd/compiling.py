@@ -85,11 +85,11 @@ def compile_function(
     Returns:
         The function, compiled when first called. It then raises UserError if that fails.
     """
+    from torch._dynamo.exc import BackendCompilerFailed  # torch.compile imports it in any case
+
     compiled = torch.compile(function, dynamic=dynamic, backend=backend)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        from torch._dynamo.exc import BackendCompilerFailed
-
         try:
             return compiled(*args, **kwargs)
         except BackendCompilerFailed as error:
