@@ -1,15 +1,15 @@
 """The best sampler of a sweep: which row it is, and the pipeline directory that serves it."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from srdd.config import SamplerConfig
+from srdd.errors import UserError
 from srdd.fields import from_dict, to_dict
 from srdd_platform.evaluate import weights_digest
-from srdd_platform.files import atomic_path, write_json
+from srdd_platform.files import atomic_path, read_json, write_json
 from srdd_platform.rows import settings_of
 from srdd_platform.runs import model_dir
 from srdd_platform.search import trial_rows
@@ -41,9 +41,17 @@ def save_best(
         "model": weights_digest(model_dir(pipeline)),
     }
     path = target / "selection.json"
-    if path.exists() and json.loads(path.read_text()) == selection:
+    if _read_selection(path) == selection:
         return
     with atomic_path(target, replace_directory=True) as temporary:
         shutil.copytree(model_dir(pipeline), temporary)
         write_json(temporary / "sampler.json", to_dict(config))
         write_json(temporary / "selection.json", selection)
+
+
+def _read_selection(path: Path) -> Any:
+    """The selection that is kept; None where there is none or it is damaged."""
+    try:
+        return read_json(path)
+    except UserError:
+        return None

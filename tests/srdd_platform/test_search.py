@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,9 +15,9 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from srdd import SamplerConfig
+from srdd import SamplerConfig, load_pipeline
 from srdd.errors import UserError
-from srdd_platform.best import row_config
+from srdd_platform.best import row_config, save_best
 from srdd_platform.evaluate import columns
 from srdd_platform.rows import Row, to_json
 from srdd_platform.search import OBJECTIVES, RowSearch
@@ -358,6 +359,19 @@ def test_a_search_over_schedules_resumes() -> None:
 def test_the_best_row_gives_its_settings_back() -> None:
     config = SamplerConfig(cfg=1.0, cfg_ramp="window", cfg_window=(0.0, 0.5))
     assert row_config(row_of(config, 0)).active() == config.active()
+
+
+def test_a_damaged_selection_is_made_anew(tmp_path: Path, tiny_pipeline: Path) -> None:
+    row = {"key": "a", "fid": 1.0, "extractor": "x"}
+    save_best(tmp_path, tiny_pipeline, row, SamplerConfig(cfg=1.0))
+    kept = tmp_path / "best" / "selection.json"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:20])
+    save_best(tmp_path, tiny_pipeline, row, SamplerConfig(cfg=2.0))
+    assert kept.read_bytes() == whole
+    assert load_pipeline(tmp_path / "best").sampler.cfg == 2.0
+    save_best(tmp_path, tiny_pipeline, row, SamplerConfig(cfg=3.0))  # nothing has changed
+    assert load_pipeline(tmp_path / "best").sampler.cfg == 2.0
 
 
 @pytest.mark.parametrize(
