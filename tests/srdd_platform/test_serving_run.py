@@ -18,7 +18,7 @@ from srdd.errors import UserError
 from srdd.pipeline import save_pipeline
 from srdd_platform.images import to_png, to_uint8
 from srdd_platform.ray_session import Session
-from srdd_platform.serving.app import _until_signal, run
+from srdd_platform.serving.app import _in_progress, _until_signal, run
 
 pytestmark = pytest.mark.ray
 
@@ -82,6 +82,15 @@ def test_a_signal_lets_the_requests_in_progress_finish(
     assert ray.is_initialized()
     actors = ray.util.list_named_actors(all_namespaces=True)
     assert not [actor for actor in actors if actor["namespace"] == "serve"]
+
+
+def test_a_proxy_that_is_too_busy_to_answer_still_has_requests() -> None:
+    with socket.socket() as proxy, httpx.Client(timeout=0.05, trust_env=False) as client:
+        proxy.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        assert not _in_progress(client, url)  # nobody listens: it has ended
+        proxy.listen()
+        assert _in_progress(client, url)
 
 
 def test_a_model_that_cannot_draw_is_refused_with_the_reason(

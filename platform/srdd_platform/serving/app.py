@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -118,11 +118,21 @@ def _drain(url: str) -> None:
     deadline = time.monotonic() + DRAIN_S
     if APPLICATION in serve.status().applications:  # else the signal came before
         serve.delete(APPLICATION)
-    with httpx.Client(trust_env=False, timeout=POLL_S * 10) as client, suppress(httpx.HTTPError):
-        while client.get(f"{url}{IN_PROGRESS}").json()["requests"]:
-            if time.monotonic() > deadline:
-                break
+    if not url:  # the signal came before Serve was there
+        return
+    with httpx.Client(trust_env=False, timeout=POLL_S * 10) as client:
+        while _in_progress(client, url) and time.monotonic() < deadline:
             time.sleep(POLL_S)
+
+
+def _in_progress(client: httpx.Client, url: str) -> bool:
+    """Whether the proxy still has answers to send. One that is too busy to say so has some."""
+    try:
+        return bool(client.get(f"{url}{IN_PROGRESS}").json()["requests"])
+    except httpx.TimeoutException:
+        return True
+    except httpx.HTTPError:  # it has ended
+        return False
 
 
 def _check(options: ReplicaOptions, replicas: int) -> None:

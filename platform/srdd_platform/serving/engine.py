@@ -20,7 +20,7 @@ from torch import Tensor
 from srdd.config import SamplerConfig
 from srdd.errors import UserError
 from srdd.pipeline import Pipeline
-from srdd.request import visited
+from srdd.request import check_fits, visited
 from srdd.rng import image_seeds
 from srdd.sample_state import SampleState, join, split
 from srdd.sampling import advance, begin, finish, sample
@@ -178,9 +178,7 @@ class Engine:
     def _validate(self, labels: Sequence[int], seeds: Sequence[int], config: SamplerConfig) -> None:
         """Refuse here what would otherwise fail a whole batch."""
         model = self.pipeline.transformer
-        visited(model, config)
-        if model.config.unconditional and config.cfg > 0:
-            raise UserError("an unconditional model has no guidance: set cfg to 0")
+        check_fits(model, config)
         if not labels or len(labels) != len(seeds):
             raise UserError(f"give one seed an image: {len(labels)} labels, {len(seeds)} seeds")
         if not all(0 <= label < model.config.num_classes for label in labels):
