@@ -30,7 +30,7 @@ from srdd_platform.fidelity import Extractor, Features, load_extractor
 from srdd_platform.images import to_uint8
 from srdd_platform.kid import class_bias
 from srdd_platform.metrics import Reference, jackknife_error, measure, raw_kid
-from srdd_platform.report.info import hypervolume
+from srdd_platform.report.hypervolume import hypervolume
 from srdd_platform.sweep import HYPERVOLUME_COST, HYPERVOLUME_FID
 
 BATCH = 250

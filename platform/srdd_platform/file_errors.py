@@ -39,6 +39,6 @@ def explain(error: OSError) -> str | None:
         return None
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return remedy
-    if error.filename is None:
-        return None
+    if error.filename is None:  # Python names a file where it is opened, not where it is read
+        return f"a file: {remedy}" if error.errno in (errno.EIO, errno.ESTALE) else None
     return f"{os.fsdecode(error.filename)}: {remedy}"

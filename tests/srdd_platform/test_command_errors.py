@@ -77,6 +77,12 @@ def test_every_file_error_says_what_to_do(number: int) -> None:
     assert number in (errno.EMFILE, errno.ENFILE) or text.startswith("shards/x.tar: ")
 
 
+def test_a_disk_error_while_reading_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        guarded(lambda: Path("/proc/self/mem").read_bytes())  # Python names no file here
+    assert capsys.readouterr().err.startswith("srdd: a file: the disk reports an error")
+
+
 def test_an_unknown_file_error_is_a_bug() -> None:
     def action() -> None:
         raise OSError("no number, no name")

@@ -16,12 +16,12 @@ from srdd.errors import UserError
 from srdd_platform.files import write_json
 from srdd_platform.report import build_report
 from srdd_platform.report.figures import draw_frontier, draw_parallel, draw_threshold
+from srdd_platform.report.hypervolume import hypervolume
 from srdd_platform.report.info import (
     CostAxis,
     Protocol,
     cost_axes,
     frontier_info,
-    hypervolume,
     load_sweep,
     overview,
     protocols,
@@ -373,6 +373,11 @@ def test_foreign_directories_are_refused(tmp_path: Path) -> None:
     table.assign(fid="low").to_parquet(directory / "trials.parquet")
     with pytest.raises(UserError, match=r"trials\.parquet is damaged"):
         build_report(directory)
+    (directory / "trials.parquet").unlink()
+    (directory / "trials.parquet").symlink_to("/proc/self/mem")  # reading it fails as a disk does
+    with pytest.raises(OSError, match="Input/output error"):
+        build_report(directory)
+    (directory / "trials.parquet").unlink()
     compile_table(directory)
     (directory / "config.json").write_text("[]")
     with pytest.raises(UserError, match="not a JSON object"):

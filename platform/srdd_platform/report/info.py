@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from srdd.errors import UserError
 from srdd_platform.files import read_json
+from srdd_platform.report.hypervolume import hypervolume, hypervolume_reference
 from srdd_platform.report.wording import SETTINGS, Record, fingerprint_text, label, number
 from srdd_platform.rows import FIRST_SCHEMA, SCHEMA, frontier
 
@@ -89,6 +90,7 @@ def load_sweep(directory: Path) -> SweepData:
 
     Raises:
         UserError: the directory is not a sweep's, or its table is damaged or foreign.
+        OSError: the table cannot be read, as the system says.
     """
     missing = [n for n in ("trials.parquet", "config.json") if not (directory / n).is_file()]
     if missing:
@@ -100,13 +102,12 @@ def load_sweep(directory: Path) -> SweepData:
     if not isinstance(config, dict):
         raise UserError(f"{directory / 'config.json'} is not a JSON object; run the sweep again")
     path = directory / "trials.parquet"
+    stored = pa.BufferReader(path.read_bytes())
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(stored)
         schema = SCHEMA if "protocol" in table.column_names else FIRST_SCHEMA
         lacking = [name for name in schema.names if name not in table.column_names]
         rows = [] if lacking else table.select(schema.names).cast(schema).to_pylist()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run the sweep again to compile it") from None
     except (pa.ArrowException, OSError):
         raise UserError(f"{path} is damaged: delete it and run the sweep again") from None
     if lacking:
@@ -228,42 +229,6 @@ def _references(
         else:
             markers.append(row)
     return markers, lines, notes
-
-
-def hypervolume_reference(config: dict[str, Any], column: str) -> tuple[float, float] | None:
-    """``(cost, fid)`` from ``config["hypervolume_reference"]``; None if it names no such cost."""
-    reference = config.get("hypervolume_reference") or {}
-    if not isinstance(reference, dict) or (reference and "fid" not in reference):
-        raise UserError(
-            'hypervolume_reference in config.json must be like {"gflops_per_image": 4, "fid": 9}'
-        )
-    if column not in reference:
-        return None
-    try:
-        cost, fid = float(reference[column]), float(reference["fid"])
-    except (TypeError, ValueError):
-        cost = fid = math.nan
-    if not (math.isfinite(fid) and math.isfinite(cost) and cost > 0):
-        raise UserError(f"hypervolume_reference in config.json must be numbers, {column} above 0")
-    return cost, fid
-
-
-def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Area that points (cost, FID) dominate up to the reference, on (log2 cost, FID).
-
-    Points at or beyond the reference, and those that are not finite, add nothing.
-    """
-    limit, ceiling = math.log2(reference[0]), reference[1]
-    inside = sorted(
-        (math.log2(cost), fid)
-        for cost, fid in points
-        if 0 < cost < reference[0] and math.isfinite(fid) and fid < ceiling
-    )
-    area = 0.0
-    for cost, fid in inside:  # cheapest first: each adds the slab below the lowest FID so far
-        area += (limit - cost) * max(ceiling - fid, 0.0)
-        ceiling = min(ceiling, fid)
-    return area
 
 
 def seen_values(rows: Iterable[Record], name: str) -> list[Any]:
