@@ -56,7 +56,7 @@ def test_an_exception_is_one_line_and_its_stack_is_in_the_log(call: Any) -> None
         ("is_killed", (), "its process died of SIGKILL (out of memory?)"),
         ("leaves", (3,), "its process ended with status 3 before its work was done"),
         ("leaves", (0,), "its process ended with status 0 before its work was done"),
-        ("tells_what_cannot_be_sent", (), "AttributeError: Can't pickle local object"),
+        ("tells_what_cannot_be_sent", (), "AttributeError: Can't "),
     ],
 )
 def test_a_crash_keeps_what_was_told(call: Any, name: str, arguments: Any, message: str) -> None:

@@ -1,3 +1,5 @@
+"""Class names: which class a text means, in every spelling, and which texts are refused."""
+
 import unicodedata
 
 import pytest
@@ -176,10 +178,7 @@ def test_the_classes_of_folders_are_in_the_order_of_their_names() -> None:
     ("folders", "message"),
     [
         (["caf\udce9"], r"class folder 'caf\\xe9' in z has a name that is not UTF-8: rename it"),
-        (
-            ["caf\udc82"],
-            r"class folder 'caf\\x82' in z has",
-        ),  # python/cpython#83042
+        (["caf\udc82"], r"class folder 'caf\\x82' in z has"),  # python/cpython#83042
         (["\udce3\udc81"], r"class folder '\\xe3\\x81' in z has"),  # half a letter
         (["a\n\udce9"], r"class folder 'a\\n\\xe9' in z has"),
         (["  "], "class folder '  ' in z has a blank name: rename it"),

@@ -312,5 +312,5 @@ def test_the_status_decides_whether_to_repeat(status: int, retry: str | None) ->
     assert answer.headers.get("x-should-retry") == retry
     assert ("retry-after" in answer.headers) == (status == 503)
     body = json.loads(bytes(answer.body).decode("ascii"))
-    assert body["error"]["type"] == "invalid_request_error" if status < 500 else "server_error"
+    assert body["error"]["type"] == ("invalid_request_error" if status < 500 else "server_error")
     assert body["detail"] == body["error"]["message"] == "é"
