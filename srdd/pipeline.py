@@ -8,6 +8,7 @@
     classes.json    the class names, in label order
 """
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from srdd.fields import from_dict, to_dict
 from srdd.json_files import read_json
 from srdd.tokenizer import Tokenizer
 from srdd.transformer import ScaleTransformer
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +159,17 @@ def _local(source: str | Path) -> Path:
         raise UserError(f"{path} does not exist")
     try:  # only here, so that a machine with torch and safetensors alone can do the rest
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         raise UserError(f"{path} does not exist here, and huggingface_hub is missing") from None
+    network_error: Any = HfHubHTTPError.__bases__[
+        0
+    ]  # of httpx or httpx2, as the hub's version has it
     try:
         return Path(snapshot_download(str(source)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (network_error, HFValidationError, OSError) as error:
+        if isinstance(error, OSError) and (error.filename or error.errno in _DISK_FULL):
+            raise  # of the disk that keeps what is fetched
         raise UserError(f"{path} does not exist here, and {_hub_says(error)}") from None
 
 
@@ -187,7 +191,9 @@ def _hub_says(error: Exception) -> str:
     if isinstance(error, LocalEntryNotFoundError):
         return "the hub cannot be reached from here: check the network and HF_HUB_OFFLINE"
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return f"the hub answers {status}: try again later" if status else "the hub cannot be reached"
+    if status:
+        return f"the hub answers {status}: try again later"
+    return "the hub cannot be reached from here: check the network and HTTPS_PROXY"
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

@@ -1,6 +1,10 @@
 """Pipelines by Hugging Face id, without a network: the local cache stands for the hub."""
 
+import errno
+import os
 import shutil
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +64,45 @@ def test_an_id_that_is_nowhere_is_refused_in_one_line(cache: Path) -> None:
     ) as caught:
         load_pipeline("owner/name")
     assert "\n" not in str(caught.value)
+
+
+def test_a_proxy_that_lets_nothing_through_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+
+        def refuse() -> None:
+            for _ in range(2):  # two questions are asked
+                connection, _address = proxy.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        huggingface_hub.close_session()  # it keeps the proxy of its first use
+        with pytest.raises(UserError, match=r"the hub cannot be reached .* HTTPS_PROXY$"):
+            load_pipeline("owner/name")
+    huggingface_hub.close_session()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), PermissionError(13, "denied", "hub/x")],
+)
+def test_a_disk_that_cannot_keep_a_download_is_not_the_hub_s_fault(
+    monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def download(repo_id: str) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(OSError, match=r"No space left|denied") as raised:
+        load_pipeline("owner/name")
+    assert raised.value is error
 
 
 def test_a_repository_of_another_format_is_refused(cache: Path) -> None:
