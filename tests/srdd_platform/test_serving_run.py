@@ -101,9 +101,7 @@ def test_a_model_that_cannot_draw_is_refused_with_the_reason(
     save_pipeline(broken, tmp_path / "broken")
     with pytest.raises(UserError) as refused:
         run(tmp_path / "broken", port=0)
-    assert str(refused.value) == (
-        "the model did not start: FloatingPointError: non-finite logits at scale 1x1"
-    )
+    assert str(refused.value) == ("the model did not start: non-finite logits at scale 1x1")
 
 
 def test_a_taken_port_is_refused_before_anything_starts(tiny_pipeline: Path) -> None:

@@ -1,6 +1,7 @@
 """Serve a pipeline: from the command to the signal that ends it."""
 
 import io
+import re
 import signal
 import socket
 import threading
@@ -34,6 +35,7 @@ from srdd_platform.serving.proxy import IN_PROGRESS
 BATCHES_QUEUED = 8  # images inside a replica, in batches
 READY_S = 60.0
 POLL_S = 0.1
+_EXCEPTION_CLASS = re.compile(r"^[\w.]*(Error|Exception): ")
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # Serve's own name for it
 
 
@@ -173,11 +175,11 @@ def _serving() -> bool:
 
 
 def _reason() -> str:
-    """Why no replica came up: the last line of its traceback."""
+    """Why no replica came up: the last line of its traceback, without the exception's class."""
     lines = ["no replica says why"]
     for deployment in serve.status().applications[APPLICATION].deployments.values():
         lines += [line.strip() for line in deployment.message.splitlines() if line.strip()]
-    return lines[-1]
+    return _EXCEPTION_CLASS.sub("", lines[-1])
 
 
 def _wait_healthy(url: str) -> None:
