@@ -99,17 +99,20 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(every[:_SHOWN]) + more
 
 
-def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Refuse tensors whose names or shapes are not those expected.
+def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
+    """Refuse what is not tensors of the names and shapes expected.
 
     Raises:
-        UserError: names are missing or unknown, or a shape is wrong; the first few are named.
+        UserError: names are missing or unknown, one is no tensor, or a shape is wrong; the first
+            few are named.
     """
     missing, unknown = expected.keys() - given.keys(), given.keys() - expected.keys()
     if missing or unknown:
         parts = [f"missing {listed(missing)}"] * bool(missing)
         parts += [f"unknown {listed(unknown)}"] * bool(unknown)
         raise UserError(f"the keys do not fit: {'; '.join(parts)}")
+    if others := [name for name in expected if not isinstance(given[name], Tensor)]:
+        raise UserError(f"not tensors: {listed(others)}")
     wrong = [
         f"{name} {list(given[name].shape)} (needs {list(tensor.shape)})"
         for name, tensor in expected.items()

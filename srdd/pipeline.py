@@ -162,9 +162,7 @@ def _local(source: str | Path) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         raise UserError(f"{path} does not exist here, and huggingface_hub is missing") from None
-    network_error: Any = HfHubHTTPError.__bases__[
-        0
-    ]  # of httpx or httpx2, as the hub's version has it
+    network_error: Any = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, by the hub's version
     try:
         return Path(snapshot_download(str(source)))
     except (network_error, HFValidationError, OSError) as error:

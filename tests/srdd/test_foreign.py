@@ -101,6 +101,11 @@ def test_names_that_a_terminal_would_obey_are_quoted() -> None:
         check_tensors({}, {"\x1b[31ma\n": torch.ones(1)})
 
 
+def test_what_is_no_tensor_does_not_fit() -> None:
+    with pytest.raises(UserError, match=r"^not tensors: b$"):
+        check_tensors(STATE | {"b": torch.ones(1)}, STATE | {"b": 3})
+
+
 def _meta(**shapes: tuple[int, ...]) -> State:
     return {n.replace("__", "."): torch.empty(s, device="meta") for n, s in shapes.items()}
 
