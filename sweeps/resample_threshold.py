@@ -11,7 +11,7 @@ steps, feedback and guidance for low FID at low cost. Given again it goes on whe
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from srdd_platform.sweep import Grid
+from srdd_platform.space import Grid
 from srdd_platform.sweep_cli import sweep_main
 
 SPACE = {

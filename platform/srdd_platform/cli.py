@@ -19,7 +19,7 @@ from srdd_platform.interrupts import end_on_sigterm
 from srdd_platform.option_names import as_option
 from srdd_platform.options import Options, TransformerOptions
 from srdd_platform.ray_settings import check_settings
-from srdd_platform.terminal import Terminal, prepare_streams
+from srdd_platform.terminal import Terminal
 from srdd_platform.tokenizer_options import TokenizerOptions
 
 
@@ -62,8 +62,8 @@ class TrainOptions:
                 console.print(cluster.dashboard, soft_wrap=True)
             if isinstance(self.training, TransformerOptions):
                 if self.training.codes is None and Path(job.codes).is_relative_to(job.run):
-                    console.print(f"Codes are kept in {job.codes}: the tokenizer's folder cannot "
-                                  "be written", soft_wrap=True)  # fmt: skip
+                    console.print(f"Codes are kept in {job.codes}: nothing could be written beside "
+                                  "the tokenizer", soft_wrap=True)  # fmt: skip
                 encode(
                     self.data, more["tokenizer"], views=self.training.views,
                     flip=self.training.flip, reading=self.training, device=self.training.device,
@@ -269,7 +269,6 @@ Command = (
 
 def main() -> None:
     """The console script."""
-    prepare_streams()
     end_on_sigterm()
     guarded(_run_command)
 

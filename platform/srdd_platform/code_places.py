@@ -96,7 +96,7 @@ def view_augmentation(manifest: Manifest, views: int, flip: bool) -> Augmentatio
         UserError: they could not differ, or there would be none.
     """
     if not 1 <= views <= MAX_VIEWS:
-        raise UserError(f"views counts from 1 to {MAX_VIEWS}, got {views}")
+        raise UserError(f"views counts from 1 to {MAX_VIEWS}, got {views}", field="views")
     if views == 1:
         if flip:
             raise UserError("one view of an image is its centre as it is: raise --views to flip")

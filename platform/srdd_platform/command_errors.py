@@ -4,7 +4,6 @@ Wrong input, a full disk or a file that cannot be read ends with exit code 2, Ct
 SIGTERM with 143. A bug keeps its traceback.
 """
 
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -13,13 +12,12 @@ from typing import NoReturn
 from srdd.errors import UserError
 from srdd_platform.file_errors import explain
 from srdd_platform.interrupts import terminated
+from srdd_platform.terminal import prepare_streams
 
 
 def guarded(action: Callable[[], None]) -> None:
     """Run a command. What is wrong with its input ends it in one line; a bug keeps its trace."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # the name of a file need not fit the terminal
-            stream.reconfigure(errors="backslashreplace")
+    prepare_streams()
     try:
         try:
             action()

@@ -30,8 +30,7 @@ def check_init(source: Path, config: TransformerConfig, tokenizer: Tokenizer) ->
             f"--init-from {source}: this is {network}, not a pipeline or run directory; "
             "srdd convert makes one of VAR's, MVAR's and HMAR's files"
         )
-    weights_hash(source)
-    directory = model_dir(source) / "transformer"
+    directory = _weights(source).parent
     try:
         other = read_config(directory, "transformer", TransformerConfig)
         with torch.device("meta"):
@@ -47,7 +46,12 @@ def weights_hash(source: Path) -> str:
     Raises:
         UserError: there are none.
     """
+    return sha256_file(_weights(source))
+
+
+def _weights(source: Path) -> Path:
+    """The file of the transformer's weights."""
     path = model_dir(source) / "transformer" / "model.safetensors"
     if not path.is_file():
         raise UserError(f"--init-from {source}: neither a pipeline nor a finished transformer run")
-    return sha256_file(path)
+    return path

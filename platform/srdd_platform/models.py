@@ -17,7 +17,8 @@ from srdd_platform.fidelity import check_classes, load_extractor
 from srdd_platform.jobs import Job, make_job
 from srdd_platform.launch import train
 from srdd_platform.options import Options
-from srdd_platform.sweep_args import MIN_IMAGES, Cluster, SweepArgs
+from srdd_platform.sweep_args import MIN_IMAGES, SweepArgs
+from srdd_platform.sweep_cluster import Cluster
 
 MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # trained with the same budget
 

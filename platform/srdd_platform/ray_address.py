@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +66,14 @@ def raylets() -> Iterator[Raylet]:
             yield Raylet(
                 address=options.get("gcs-address", ""),
                 private=f'"{PRIVATE}"' in options.get("labels", ""),
-                python=next(iter(shlex.split(options.get("python_worker_command", ""))), ""),
+                python=_interpreter(options.get("python_worker_command", "")),
             )
+
+
+def _interpreter(command: str) -> str:
+    """The first word of a command, which Ray puts in double quotes where it has blanks."""
+    found = re.match(r'"([^"]*)"|(\S*)', command)
+    return (found[1] or found[2] or "") if found else ""
 
 
 def locate(address: str) -> Target:

@@ -1,7 +1,7 @@
 """A search space over sampler settings: Optuna distributions by the setting's name."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import optuna
@@ -19,6 +19,27 @@ from srdd_platform.files import digest
 
 Space = Mapping[str, BaseDistribution]
 REFINING = ("resample", "resample_threshold", "feedback")  # mean nothing without refinement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """Trials made first, so that the figures have their lines."""
+
+    cfg: float
+    feedback: str
+    thresholds: tuple[float, ...]
+    refine_steps: tuple[int, ...]
+
+    def settings(self) -> list[dict[str, Any]]:
+        """The settings of the grid."""
+        return [
+            {
+                "cfg": self.cfg, "feedback": self.feedback,
+                "resample_threshold": threshold, "refine_steps": steps,
+            }
+            for steps in self.refine_steps
+            for threshold in self.thresholds
+        ]  # fmt: skip
 
 
 def check_space(space: Space, base: SamplerConfig, first: Sequence[Mapping[str, Any]] = ()) -> None:

@@ -232,7 +232,7 @@ def store_says(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     if isinstance(error, PermissionError):
-        return _DENIED
+        return "access is denied: check its owner and mode, or the credentials in the environment"
     text = " ".join(str(error).split())
     aws = re.search(r"AWS Error (\w+)", text)
     if aws is not None and aws[1] in _AWS:

@@ -6,7 +6,7 @@ given again when all is done it only prints.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +32,11 @@ from srdd_platform.report import build_report
 from srdd_platform.rows import compile_table, frontier, read_rows
 from srdd_platform.runs import model_dir, note, open_run, refuse_foreign
 from srdd_platform.search import Search, run_search, trial_rows
-from srdd_platform.space import check_space, extremes, setting
-from srdd_platform.sweep_args import Cluster, SweepArgs, lazy_cluster
+from srdd_platform.space import Grid, check_space, extremes, setting
+from srdd_platform.sweep_args import SweepArgs
+from srdd_platform.sweep_cluster import Cluster, lazy_cluster
 
 HYPERVOLUME_COST, HYPERVOLUME_FID = 8.0, 2.0  # times plain SDD at the grid's cfg
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """Trials made first, so that the figures have their lines."""
-
-    cfg: float
-    feedback: str
-    thresholds: tuple[float, ...]
-    refine_steps: tuple[int, ...]
-
-    def settings(self) -> list[dict[str, Any]]:
-        """The settings of the grid."""
-        return [
-            {
-                "cfg": self.cfg, "feedback": self.feedback,
-                "resample_threshold": threshold, "refine_steps": steps,
-            }
-            for steps in self.refine_steps
-            for threshold in self.thresholds
-        ]  # fmt: skip
 
 
 def run_sweep(

@@ -1,16 +1,9 @@
-"""Options of every sweep, and the cluster it runs on."""
+"""Options of every sweep."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from srdd.devices import find_device
 from srdd.errors import UserError
-from srdd_platform.ray_session import Session, session
 
 DTYPES = ("float32", "bfloat16", "float16")
 MIN_IMAGES = 50  # below, a covariance says nothing
@@ -60,39 +53,3 @@ class SweepArgs:
             path = getattr(self, name)
             if path is not None and not path.exists():
                 raise UserError(f"--{name} {path} does not exist")
-
-
-class Cluster:
-    """Ray, started when first needed: a sweep that is finished needs none."""
-
-    def __init__(self, args: SweepArgs, console: Console) -> None:
-        self._args = args
-        self._console = console
-        self._context: Any = None
-
-    def connect(self) -> Session:
-        """Start or join Ray, once."""
-        if self._context is None:
-            if self._args.address is None:
-                find_device(self._args.device)
-            self._context = session(self._args.address)
-            self._session: Session = self._context.__enter__()
-            if self._session.dashboard:
-                self._console.print(self._session.dashboard, soft_wrap=True)
-        return self._session
-
-    def close(self) -> None:
-        """Leave Ray if it was joined."""
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = None
-
-
-@contextmanager
-def lazy_cluster(args: SweepArgs, console: Console) -> Iterator[Cluster]:
-    """A cluster that is left at the end, if anything connected to it."""
-    cluster = Cluster(args, console)
-    try:
-        yield cluster
-    finally:
-        cluster.close()

@@ -6,9 +6,10 @@ from optuna.distributions import BaseDistribution
 
 from srdd_platform.command_errors import guarded
 from srdd_platform.command_line import parse_command
-from srdd_platform.sweep import Grid, run_sweep
+from srdd_platform.ray_settings import check_settings
+from srdd_platform.space import Grid
 from srdd_platform.sweep_args import SweepArgs
-from srdd_platform.terminal import Terminal, prepare_streams
+from srdd_platform.terminal import Terminal
 
 
 def sweep_main(
@@ -18,7 +19,9 @@ def sweep_main(
 
     def action() -> None:
         args = parse_command(SweepArgs, description=doc)
+        check_settings()  # before Ray is imported
+        from srdd_platform.sweep import run_sweep
+
         run_sweep(name, space, grid, args, Terminal())
 
-    prepare_streams()
     guarded(action)

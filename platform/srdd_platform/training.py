@@ -44,7 +44,7 @@ from srdd_platform.patience import Patience
 from srdd_platform.ray_environment import environment
 from srdd_platform.room import Need
 from srdd_platform.runs import failure
-from srdd_platform.storage import open_storage
+from srdd_platform.storage import Storage, open_storage
 from srdd_platform.tasks import begin_from, build_task
 from srdd_platform.validation import baseline, validate
 
@@ -174,8 +174,8 @@ def run_training(job: Job) -> str:
     while True:
         before = last_step(storage)
         try:
-            with environment(_bounds(job)):
-                result = _trainer(job).fit()
+            with environment(_bounds(job, storage)):
+                result = _trainer(job, storage).fit()
         except TrainingFailedError as error:
             if not lost_workers(error) or last_step(storage) <= before:
                 raise
@@ -199,26 +199,25 @@ def patience_s(job: Job) -> float:
     return max(job.wait_for_resources or 0.0, STARTS * START_S)
 
 
-def _bounds(job: Job) -> dict[str, str]:
+def _bounds(job: Job, storage: Storage) -> dict[str, str]:
     """Ray's settings for a job, as variables, which the user's own override."""
     return {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience_s(job) / STARTS),
         # Ray tags its own metrics of a run with the folder's name, and tags must be ASCII.
-        "RAY_TRAIN_METRICS_ENABLED": str(int(_folder(job)[1].isascii())),
+        "RAY_TRAIN_METRICS_ENABLED": str(int(_folder(storage)[1].isascii())),
     }
 
 
-def _folder(job: Job) -> tuple[str, str]:
-    """The folder of a run's checkpoints on its storage: where that is, and its name."""
-    above, name = open_storage(job.run, job.checkpoints).root.rsplit("/", 1)
+def _folder(storage: Storage) -> tuple[str, str]:
+    """The folder of a run's checkpoints: where that is, and its name."""
+    above, name = storage.root.rsplit("/", 1)
     return above, name
 
 
-def _trainer(job: Job) -> TorchTrainer:
+def _trainer(job: Job, storage: Storage) -> TorchTrainer:
     need = Need(what=job.kind, each=job.each, low=job.fewest, high=job.workers)
-    storage = open_storage(job.run, job.checkpoints)
-    folder, name = _folder(job)
+    folder, name = _folder(storage)
     return TorchTrainer(
         worker,
         train_loop_config=asdict(job),

@@ -31,7 +31,8 @@ from srdd_platform.data import prepare
 from srdd_platform.distill import Distillation, distill
 from srdd_platform.evaluate import EvaluationConfig
 from srdd_platform.options import TransformerOptions
-from srdd_platform.sweep import Grid, run_sweep
+from srdd_platform.space import Grid
+from srdd_platform.sweep import run_sweep
 from srdd_platform.sweep_args import SweepArgs
 
 CLASSES, IMAGES = 3, 40  # of each class

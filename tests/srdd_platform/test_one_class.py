@@ -24,7 +24,8 @@ from srdd_platform.distill import Distillation, distill
 from srdd_platform.evaluate import EvaluationConfig, Evaluator
 from srdd_platform.fidelity import load_extractor
 from srdd_platform.options import TransformerOptions
-from srdd_platform.sweep import Grid, run_sweep, searchable
+from srdd_platform.space import Grid
+from srdd_platform.sweep import run_sweep, searchable
 from srdd_platform.sweep_args import SweepArgs
 
 NOTHING = "has one class, so a classifier has nothing to tell apart: give sweeps and distill --ext"

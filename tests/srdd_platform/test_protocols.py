@@ -22,7 +22,8 @@ from srdd_platform.protocol import FIRST_PROTOCOL, PROTOCOL, protocol_of, under
 from srdd_platform.ray_session import Session
 from srdd_platform.report import build_report
 from srdd_platform.rows import FIRST_SCHEMA, SCHEMA, Row, compile_table, read_rows, write_row
-from srdd_platform.sweep import Grid, run_sweep
+from srdd_platform.space import Grid
+from srdd_platform.sweep import run_sweep
 from srdd_platform.sweep_args import SweepArgs
 
 ARCHIVE = Path(__file__).resolve().parents[1] / "data" / "fid1.tar.xz"

@@ -5,6 +5,7 @@ Public reports: ray#35010 and #21592 (RAY_ADDRESS for `ray job submit`), #64755 
 """
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -104,9 +105,10 @@ def test_any_text_is_an_address_or_refused(text: str) -> None:
 def raylet(address: str, *, private: bool = False, python: str = "/usr/bin/python3") -> Any:
     """A process of `psutil.process_iter` as Ray starts it."""
     labels = json.dumps({"srdd-private": "true"} if private else {"zone": "srdd-private-not"})
+    worker = subprocess.list2cmdline([python, "default_worker.py", f"--gcs-address={address}"])
     command = [
         "/env/lib/ray/core/src/ray/raylet/raylet", "--head", f"--gcs-address={address}",
-        f'--python_worker_command="{python}" default_worker.py --gcs-address={address}',
+        f"--python_worker_command={worker}",
         f"--labels={labels}",
     ]  # fmt: skip
     return SimpleNamespace(info={"cmdline": command})
@@ -155,11 +157,12 @@ def test_auto_joins_the_latest_of_several_clusters(processes: Callable[..., None
         locate("auto")
 
 
+@pytest.mark.parametrize("folder", ["env", "my work", "it's", "it's mine", "a\\b"])
 def test_the_interpreter_of_a_cluster_is_that_of_its_node_here(
-    processes: Callable[..., None],
+    processes: Callable[..., None], folder: str
 ) -> None:
-    processes(raylet("10.0.0.1:6379", python="/opt/my work/bin/python"))
-    assert interpreter(parse("10.0.0.1:6379", "--address")) == "/opt/my work/bin/python"
+    processes(raylet("10.0.0.1:6379", python=f"/opt/{folder}/bin/python"))
+    assert interpreter(parse("10.0.0.1:6379", "--address")) == f"/opt/{folder}/bin/python"
     assert interpreter(parse("10.0.0.1:6380", "--address")) == ""
 
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -7,17 +8,20 @@ from srdd.errors import UserError
 from srdd_platform import ray_settings as module
 from srdd_platform.ray_settings import check_settings
 
+SWEEP = Path(__file__).parents[2] / "sweeps" / "resample_threshold.py"
+COMMANDS = {
+    "srdd": ("-c", "from srdd_platform.cli import main; main()", "report", "/nowhere"),
+    "sweep": (str(SWEEP), "--out", "/nowhere"),
+}
 
-@pytest.mark.parametrize("value", ["abc", ""])
+
+@pytest.mark.parametrize(("command", "value"), [("srdd", "abc"), ("sweep", "")])
 def test_a_setting_that_ends_ray_without_a_word_is_refused(
-    monkeypatch: pytest.MonkeyPatch, value: str
+    monkeypatch: pytest.MonkeyPatch, command: str, value: str
 ) -> None:
-    command = (
-        "import sys; from srdd_platform.cli import main; sys.argv[1:] = ['report', '/nowhere']"
-    )
     monkeypatch.setenv("RAY_worker_niceness", value)
     done = subprocess.run(
-        [sys.executable, "-c", f"{command}; main()"], capture_output=True, text=True, check=False
+        [sys.executable, *COMMANDS[command]], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr == (

@@ -21,8 +21,7 @@ from srdd_platform.best import row_config, save_best
 from srdd_platform.evaluate import columns
 from srdd_platform.rows import Row, to_json
 from srdd_platform.search import OBJECTIVES, RowSearch
-from srdd_platform.space import active_key, check_space, setting, suggest
-from srdd_platform.sweep import Grid
+from srdd_platform.space import Grid, active_key, check_space, setting, suggest
 
 BASE = SamplerConfig()
 SPACE: dict[str, BaseDistribution] = {

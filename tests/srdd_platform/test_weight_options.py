@@ -23,7 +23,8 @@ from srdd_platform.checkpoints import read_state, write_state
 from srdd_platform.fidelity import import_torch_fidelity, load_extractor
 from srdd_platform.jobs import Job
 from srdd_platform.models import ready_models
-from srdd_platform.sweep_args import Cluster, SweepArgs, lazy_cluster
+from srdd_platform.sweep_args import SweepArgs
+from srdd_platform.sweep_cluster import Cluster, lazy_cluster
 
 State = dict[str, Tensor]
 Refused = Callable[..., str]

@@ -167,7 +167,7 @@ def fetch(
             disk is too small, or ``out`` holds something else.
     """
     if workers < 1:
-        raise UserError(f"workers counts from 1, got {workers}")
+        raise UserError(f"workers counts from 1, got {workers}", field="workers")
     place = locate(location, filesystem, "--uri")
     name = place.name
     text, manifest = place.manifest()

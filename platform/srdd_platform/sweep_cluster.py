@@ -1,0 +1,47 @@
+"""The cluster that a sweep runs on, started or joined when it is first needed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from srdd.devices import find_device
+from srdd_platform.ray_session import Session, session
+from srdd_platform.sweep_args import SweepArgs
+
+
+class Cluster:
+    """Ray, started when first needed: a sweep that is finished needs none."""
+
+    def __init__(self, args: SweepArgs, console: Console) -> None:
+        self._args = args
+        self._console = console
+        self._context: Any = None
+
+    def connect(self) -> Session:
+        """Start or join Ray, once."""
+        if self._context is None:
+            if self._args.address is None:
+                find_device(self._args.device)
+            self._context = session(self._args.address)
+            self._session: Session = self._context.__enter__()
+            if self._session.dashboard:
+                self._console.print(self._session.dashboard, soft_wrap=True)
+        return self._session
+
+    def close(self) -> None:
+        """Leave Ray if it was joined."""
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = None
+
+
+@contextmanager
+def lazy_cluster(args: SweepArgs, console: Console) -> Iterator[Cluster]:
+    """A cluster that is left at the end, if anything connected to it."""
+    cluster = Cluster(args, console)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
