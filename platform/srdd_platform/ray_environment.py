@@ -120,8 +120,8 @@ def token_file() -> Path | None:
 
 
 def tokens_wanted() -> bool:
-    """Whether a local Ray has a token: RAY_AUTH_MODE may turn that off."""
-    return os.environ.get("RAY_AUTH_MODE", "").lower() in ("", "token")
+    """Whether a local Ray has a token: ``RAY_AUTH_MODE=disabled`` alone turns that off."""
+    return os.environ.get("RAY_AUTH_MODE", "").strip().lower() != "disabled"
 
 
 def local_token() -> tuple[str, bool]:

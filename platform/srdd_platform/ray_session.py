@@ -61,14 +61,14 @@ class Session:
 
     dashboard_url: str  # "" where the cluster runs none
     local: bool  # started here, so it ends with the session
-    token: str = ""  # where a person finds the token that the dashboard's pages ask for
+    token: str = ""  # the token that the dashboard's pages ask for: where a person finds it
 
     @property
     def dashboard(self) -> str:
         """What to say of the dashboard; "" where the cluster runs none."""
         if not self.dashboard_url:
             return ""
-        hint = f" (it asks once for the token {self.token})" if self.token else ""
+        hint = f" (it asks once for {self.token})" if self.token else ""
         return f"Ray dashboard: {self.dashboard_url}{hint}"
 
     @property
@@ -155,7 +155,9 @@ def _local(num_cpus: int | None) -> Iterator[Session]:
     check_paths()
     certificates()  # Ray's parts would end one by one without them
     token, kept = local_token() if tokens_wanted() else ("", True)
-    where = "that `ray get-auth-token` prints" if kept else "in RAY_AUTH_TOKEN, if you set one"
+    where = "the token that `ray get-auth-token` prints"
+    if not kept:
+        where = "a token, which you choose by RAY_AUTH_TOKEN before the start"
     sessions = temp_dir(os.environ)
     with (
         changed(dict.fromkeys(OF_CLUSTERS) | short_tmpdir(sessions)),
@@ -200,7 +202,7 @@ def _start(num_cpus: int | None, sessions: str) -> None:
             if attempt == STARTS:
                 raise UserError(
                     f"Ray did not start in {STARTS} tries: this machine is too busy, or short of "
-                    "memory or disk"
+                    f"memory or disk; Ray's logs are in {sessions}/session_latest/logs"
                 ) from error
 
 
@@ -209,7 +211,7 @@ def _joined(address: str) -> Iterator[Session]:
     """Join a running cluster, or say in seconds why not; leave it running."""
     target = locate(address)
     token = wanted_token(target)
-    where = "that `ray get-auth-token` prints on its head" if token else ""
+    where = "the token that `ray get-auth-token` prints on its head" if token else ""
     with authentication(token):
         try:
             _join(target)

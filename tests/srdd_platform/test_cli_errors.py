@@ -311,6 +311,15 @@ def test_a_wrong_option_of_prepare(refused: Refused, options: list[str], message
     assert message in refused("data", "prepare", "--source", "digits", "--out", "data", *options)
 
 
+def test_a_wrong_option_of_fetch_and_encode(
+    refused: Refused, digits_shards: Path, tiny_pipeline: Path
+) -> None:
+    fetch = ["data", "fetch", "--uri", digits_shards, "--out", "copy"]
+    assert "--workers counts from 1, got 0" in refused(*fetch, "--workers", "0")
+    encode = ["data", "encode", "--data", digits_shards, "--tokenizer", tiny_pipeline]
+    assert "--views counts from 1 to 1024, got 0" in refused(*encode, "--views", "0")
+
+
 def test_preparing_a_folder_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     line = ["data", "prepare", "--source", "folder", "--resolution", "8", "--out", "data"]
     assert "gone does not exist" in refused(*line, "--path", "gone")

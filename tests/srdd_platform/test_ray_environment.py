@@ -31,6 +31,7 @@ from srdd_platform.ray_environment import (
     short_tmpdir,
     temp_dir,
     token_place,
+    tokens_wanted,
     variables_set,
     worker_settings,
 )
@@ -105,6 +106,20 @@ def test_where_no_token_can_be_kept_one_serves_once(
     assert len(one) == len(two) == 64
     assert one != two
     assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [(None, True), ("", True), ("TOKEN", True), ("off", True), ("Disabled", False)],
+)
+def test_only_the_one_word_turns_tokens_off(
+    monkeypatch: pytest.MonkeyPatch, mode: str | None, wanted: bool
+) -> None:
+    if mode is None:
+        monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    else:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    assert tokens_wanted() is wanted
 
 
 def test_a_token_is_read_where_ray_reads_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
