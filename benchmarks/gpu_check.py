@@ -107,9 +107,9 @@ def check(todo: list[Plan], job: Callable[..., Job], results: Results, minutes: 
         with tempfile.TemporaryDirectory() as temporary:
             log = Path(temporary) / "log"
 
-            def told(what: Any, part: Part = part, log: Path = log) -> None:
+            def keep(what: Any, part: Part = part, log: Path = log) -> None:
                 part.log = log_tail(log)
-                results.told(part, what)
+                results.add(part, what)
 
             try:
                 outcome = isolated.run(
@@ -117,7 +117,7 @@ def check(todo: list[Plan], job: Callable[..., Job], results: Results, minutes: 
                     (job(batches=plan.batches, limit_s=part.limit_s, began=began),),
                     limit_s=part.limit_s,
                     log=log,
-                    on_told=told,
+                    on_item=keep,
                 )
             finally:
                 part.log, part.seconds = log_tail(log), time.monotonic() - began
@@ -128,7 +128,7 @@ def check(todo: list[Plan], job: Callable[..., Job], results: Results, minutes: 
 
 
 class StoppedError(BaseException):
-    """The run is told to end."""
+    """A signal asks the run to end."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the parts of a GPU check share: what they are given, and how they tell of a failure."""
+"""What the parts of a GPU check share: what they are given, and how they report a failure."""
 
 import contextlib
 import gc
@@ -15,7 +15,7 @@ from benchmarks.gpu_results import Machine, Row, Status
 from benchmarks.isolated import one_line
 from benchmarks.sizes import SIZES, Size
 
-Tell = Callable[[Row | Machine], None]
+Send = Callable[[Row | Machine], None]
 _RESERVE = 0.1  # of a part's time, to end in before it is stopped
 
 
@@ -81,7 +81,7 @@ class Tried:
 @contextlib.contextmanager
 def attempt(
     job: Job,
-    tell: Tell,
+    send: Send,
     what: str,
     dtype: str = "",
     batch: int | None = None,
@@ -104,7 +104,7 @@ def attempt(
         tried.out_of_memory = isinstance(error, torch.OutOfMemoryError)
         note = "out of memory" if tried.out_of_memory else one_line(error)
         command.say(f"{what} {dtype}: {error}")
-    tell(Row(what=what, status=status, dtype=dtype, batch=batch, note=note))
+    send(Row(what=what, status=status, dtype=dtype, batch=batch, note=note))
     free(job)
 
 

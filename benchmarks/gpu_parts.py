@@ -14,7 +14,7 @@ import torch
 from benchmarks import ceilings, command, parity, sampling
 from benchmarks.arms import ArmName, Lab
 from benchmarks.command import DTYPES
-from benchmarks.gpu_job import Job, Tell, attempt
+from benchmarks.gpu_job import Job, Send, attempt
 from benchmarks.gpu_results import Machine, Row
 from benchmarks.gpu_timing import label
 from benchmarks.oracles import PlainOracle
@@ -27,11 +27,11 @@ CFGS = (0.0, 1.5, 4.0)
 LOGITS_BOUND = 0.03  # of lower precision, as a share of the norm; bf16 has 0.008 at d16 on a CPU
 
 
-def environment(job: Job, tell: Tell) -> None:
+def environment(job: Job, send: Send) -> None:
     """The machine, and on a GPU the best rates that torch reaches on it."""
     device = job.device(tf32=True)
     torch.empty(1, device=device)
-    tell(Machine(machine(device)))
+    send(Machine(machine(device)))
     readings = [("copies, GB/s", "", 1e9, partial(ceilings.copy_bytes, device))]
     for dtype in ("bf16", "fp16", "fp32") if job.gpu else ():
         matmul = partial(ceilings.matmul_flops, device, DTYPES[dtype])
@@ -39,10 +39,10 @@ def environment(job: Job, tell: Tell) -> None:
         readings.append(("products, TFLOP/s", dtype, 1e12, matmul))
         readings.append(("convolutions, TFLOP/s", dtype, 1e12, conv))
     for what, dtype, unit, read in readings:
-        with attempt(job, tell, what, dtype):
+        with attempt(job, send, what, dtype):
             job.require()
             note = "TF32 allowed" if dtype == "fp32" else ""
-            tell(Row(what=what, dtype=dtype, value=read() / unit, note=note))
+            send(Row(what=what, dtype=dtype, value=read() / unit, note=note))
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def commit() -> str | None:
     return f"{head}, changed" if head and changed else head
 
 
-def parity_with_plain(job: Job, tell: Tell) -> None:
+def parity_with_plain(job: Job, send: Send) -> None:
     """Ours beside the plain loop in float32: latents, codes, logits, whole loops, images."""
     device, size, batch = job.device(), job.size, job.batches[0]
     causal = random_pipeline(size, device, job.seed)
@@ -86,7 +86,7 @@ def parity_with_plain(job: Job, tell: Tell) -> None:
     oracle = PlainOracle(pipelines)
     for check in parity.all_checks(oracle, size, pipelines, batch, CFGS, job.seed):
         what = f"{check.what} {check.mask}".strip()
-        tell(
+        send(
             Row(
                 what=what,
                 dtype="fp32",
@@ -97,11 +97,11 @@ def parity_with_plain(job: Job, tell: Tell) -> None:
             )
         )
         if job.left_s < 0:
-            tell(Row(what="other comparisons", status="skipped", note="no time was left"))
+            send(Row(what="other comparisons", status="skipped", note="no time was left"))
             return
 
 
-def agreement(job: Job, tell: Tell) -> None:
+def agreement(job: Job, send: Send) -> None:
     """What lower precision changes: logits beside those of float32, greedy codes that differ."""
     device, batch = job.device(), job.batches[0]
     lab = Lab(job.size, device, None, sampling.CFG, job.seed)
@@ -113,12 +113,12 @@ def agreement(job: Job, tell: Tell) -> None:
             exact = lab.pipeline(mask, "fp32").transformer(labels_B, codes_BL)
             for dtype in low:
                 what, note = f"logits {mask}", "distance from those of fp32 over their norm"
-                with attempt(job, tell, what, dtype, batch):
+                with attempt(job, send, what, dtype, batch):
                     job.require()
                     logits = lab.pipeline(mask, dtype).transformer(labels_B, codes_BL)
                     value = ((logits.float() - exact).norm() / exact.norm()).item()
                     bound = LOGITS_BOUND
-                    tell(
+                    send(
                         Row(
                             what=what, dtype=dtype, batch=batch, value=value, bound=bound, note=note
                         )
@@ -130,10 +130,10 @@ def agreement(job: Job, tell: Tell) -> None:
     for arm in [*arms, "markov+graph:fp32", "markov+graph:bf16", "markov+int8:fp32"]:
         name = ArmName.parse(arm, "fp32", "fp32")
         what = f"greedy codes {label(name)}"
-        with attempt(job, tell, what, name.dtype, batch):
+        with attempt(job, send, what, name.dtype, batch):
             job.require()
             found = sampling.greedy_row(lab, name, batch)
-            tell(
+            send(
                 Row(
                     what=what,
                     dtype=name.dtype,
@@ -145,15 +145,15 @@ def agreement(job: Job, tell: Tell) -> None:
             )
 
 
-def gpu_tests(job: Job, tell: Tell) -> None:
+def gpu_tests(job: Job, send: Send) -> None:
     """The tests marked ``gpu``, a row each."""
     if importlib.util.find_spec("pytest") is None:
-        tell(Row(what="tests marked gpu", status="skipped", note="pytest is not installed"))
+        send(Row(what="tests marked gpu", status="skipped", note="pytest is not installed"))
         return
     from benchmarks.gpu_pytest import run_marked
 
     job.device()
-    run_marked(ROOT, tell)
+    run_marked(ROOT, send)
 
 
 def _version(package: str) -> str | None:

@@ -4,36 +4,36 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_job import Tell
+from benchmarks.gpu_job import Send
 from benchmarks.gpu_results import Row, Status
 
 _STATUS: dict[str, Status] = {"passed": "ok", "failed": "failed", "skipped": "skipped"}
 
 
-def run_marked(root: Path, tell: Tell) -> None:
+def run_marked(root: Path, send: Send) -> None:
     """Run the tests marked ``gpu`` of the science, which imports no platform; a row for each.
 
     Args:
         root: of the checkout.
-        tell: gets a row as soon as a test ends.
+        send: gets a row as soon as a test ends.
     """
     tests = root / "tests" / "srdd"
     files = [path for path in sorted(tests.glob("test_*.py")) if "mark.gpu" in path.read_text()]
-    reporter = _Reporter(tell)
+    reporter = _Reporter(send)
     options = ["-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(root)]
     options += ["--confcutdir", str(tests)]  # the conftest.py above needs the platform and Ray
     if files:
         pytest.main([*map(str, files), *options], plugins=[reporter])
     if not reporter.count:
         note = f"{tests} holds none"
-        tell(Row(what="tests marked gpu", status="skipped", note=note))
+        send(Row(what="tests marked gpu", status="skipped", note=note))
 
 
 class _Reporter:
-    """A pytest plugin that tells each test's end."""
+    """A pytest plugin that sends each test's end."""
 
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
+    def __init__(self, send: Send) -> None:
+        self.send = send
         self.count = 0
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -54,7 +54,7 @@ class _Reporter:
 
     def _row(self, test: str, status: Status, note: str) -> None:
         self.count += 1
-        self.tell(Row(what=test.removeprefix("tests/srdd/"), status=status, note=note))
+        self.send(Row(what=test.removeprefix("tests/srdd/"), status=status, note=note))
 
 
 def _last_line(text: str) -> str:

@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where the numbers were read: told once, stamped on every row."""
+    """Where the numbers were read: sent once, stamped on every row."""
 
     facts: dict[str, Any]
 
@@ -88,8 +88,8 @@ class Results:
         """Whether every part was run to its end and is well."""
         return self.complete and all(part.ok for part in self.parts)
 
-    def told(self, part: Part, what: Row | Machine) -> None:
-        """Keep what a part tells, on disk."""
+    def add(self, part: Part, what: Row | Machine) -> None:
+        """Keep what a part sends, on disk."""
         if isinstance(what, Machine):
             self.machine = what.facts
         else:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import train_cifar10
-from benchmarks.gpu_job import Job, Tell, free
+from benchmarks.gpu_job import Job, Send, free
 from benchmarks.gpu_results import Row
 from benchmarks.stages import load_arrays
 from srdd.presets import Preset, get_preset
@@ -31,11 +31,11 @@ SAMPLES = 2000  # for FID
 CPU_IMAGES = 200  # of a training on a CPU
 
 
-def cifar10(job: Job, tell: Tell) -> None:
+def cifar10(job: Job, send: Send) -> None:
     """Rates of the three stages, and how far they come."""
     if job.arrays is None:
         note = "no packed images: --cifar FILE, from benchmarks/pack_images.py"
-        tell(Row(what="training", status="skipped", note=note))
+        send(Row(what="training", status="skipped", note=note))
         return
     images = len(load_arrays(job.arrays).labels)
     images = images if job.gpu else min(images, CPU_IMAGES)
@@ -46,16 +46,16 @@ def cifar10(job: Job, tell: Tell) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         probe = dict.fromkeys(STAGES, PROBE_STEPS)
         few = min(images, PROBE_IMAGES)
-        for stage, found in _train(job, tell, Path(temporary) / "probe", probe, few, batch, 0):
+        for stage, found in _train(job, send, Path(temporary) / "probe", probe, few, batch, 0):
             rates[stage] = found["images_per_s"]
         free(job)
         steps = affordable(optims, rates, job.left_s, batch)
         if min(steps.values()) < LEAST_STEPS:
             counts = ", ".join(f"{stage} {count}" for stage, count in steps.items())
             note = f"too few steps fit in the time that is left: {counts}"
-            tell(Row(what="training", status="skipped", note=note))
+            send(Row(what="training", status="skipped", note=note))
             return
-        _train(job, tell, Path(temporary) / "run", steps, images, batch, SAMPLES)
+        _train(job, send, Path(temporary) / "run", steps, images, batch, SAMPLES)
 
 
 def stage_optims(preset: Preset) -> dict[str, OptimConfig]:
@@ -80,7 +80,7 @@ def affordable(
 
 def _train(
     job: Job,
-    tell: Tell,
+    send: Send,
     out: Path,
     steps: dict[str, int],
     images: int,
@@ -100,15 +100,15 @@ def _train(
     argv += [str(text) for pair in given.items() for text in pair]
     args = train_cifar10.parse(argv)
     optims = stage_optims(train_cifar10.sized(get_preset(PRESET), args))
-    told: list[tuple[str, dict[str, Any]]] = []
+    ended: list[tuple[str, dict[str, Any]]] = []
 
     def on_stage(stage: str, found: dict[str, Any]) -> None:
-        told.append((stage, found))
+        ended.append((stage, found))
         peak = torch.cuda.max_memory_allocated() / 1e6 if job.gpu else None
         judge = STAGES[stage]
         whole = {k: v for k, v in found.items() if "x" not in k and k not in ("n", judge)}
         rest = ", ".join(f"{key} {value:.4g}" for key, value in whole.items())
-        tell(
+        send(
             Row(
                 what=f"{stage}, {steps[stage]} steps, {judge}",
                 dtype={"float32": "fp32", "bfloat16": "bf16"}[optims[stage].precision],
@@ -123,4 +123,4 @@ def _train(
             torch.cuda.reset_peak_memory_stats()
 
     train_cifar10.train(args, on_stage)
-    return told
+    return ended

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 Status = Literal["ok", "failed", "timed out"]
-Tell = Callable[[Any], None]
+Send = Callable[[Any], None]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _TICK_S = 0.5  # how often a process that says nothing is looked at
-_ENDING_S = 5.0  # for a process that has told its end to leave
+_ENDING_S = 5.0  # for a process that has sent its end to leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ def run(
     *,
     limit_s: float,
     log: Path,
-    on_told: Tell,
+    on_item: Send,
 ) -> Outcome:
-    """Call ``function(*arguments, tell)`` in a process and hand on what it tells, as it tells it.
+    """Call ``function(*arguments, send)`` in a process and hand on what it sends, as it sends it.
 
     Args:
         function: of a module, by whose name the process finds it.
@@ -73,7 +73,7 @@ def run(
         limit_s: seconds from its start after which the process and its own processes are killed.
         log: file to which all that it prints is appended; a function that is killed for the time
             it took leaves its stack there.
-        on_told: called here for each thing told.
+        on_item: called here for each item sent.
     """
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_call, args=(function, arguments, sender, str(log), limit_s))
@@ -88,22 +88,22 @@ def run(
                     continue
                 break
             try:
-                told = receiver.recv()
+                item = receiver.recv()
             except EOFError:
                 break
-            if isinstance(told, _End):
-                end = told
+            if isinstance(item, _End):
+                end = item
             else:
-                on_told(told)
+                on_item(item)
         if end is not None or time.monotonic() < began + limit_s:
             process.join(_ENDING_S)
         died = process.exitcode
     finally:
         _kill(process)
         with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
-            while end is None and receiver.poll(0):  # told, and not yet read
-                if not isinstance(told := receiver.recv(), _End):
-                    on_told(told)
+            while end is None and receiver.poll(0):  # sent, and not yet read
+                if not isinstance(item := receiver.recv(), _End):
+                    on_item(item)
         receiver.close()
     seconds = time.monotonic() - began
     if end is not None:

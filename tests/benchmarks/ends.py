@@ -9,81 +9,81 @@ import time
 from typing import Any
 
 from benchmarks.gpu_results import Machine, Row
-from benchmarks.isolated import Tell
+from benchmarks.isolated import Send
 
 LONG_S = 60.0
 
 
-def tells(count: int, tell: Tell) -> None:
+def sends(count: int, send: Send) -> None:
     for number in range(count):
-        tell(number)
+        send(number)
     print("printed")
 
 
-def fails(tell: Tell) -> None:
-    tell("before")
+def fails(send: Send) -> None:
+    send("before")
     raise ValueError("the first line\nthe second")
 
 
-def hangs(tell: Tell) -> None:
-    tell("before")
+def hangs(send: Send) -> None:
+    send("before")
     time.sleep(LONG_S)
 
 
-def aborts(tell: Tell) -> None:
-    tell("before")
+def aborts(send: Send) -> None:
+    send("before")
     os.abort()
 
 
-def leaves(status: int, tell: Tell) -> None:
-    tell("before")
+def leaves(status: int, send: Send) -> None:
+    send("before")
     os._exit(status)
 
 
-def is_killed(tell: Tell) -> None:
-    tell("before")
+def is_killed(send: Send) -> None:
+    send("before")
     os.kill(os.getpid(), 9)
 
 
-def ends_slowly(tell: Tell) -> None:
+def ends_slowly(send: Send) -> None:
     """As a process whose libraries hang when it is taken down."""
-    tell("before")
+    send("before")
     threading.Thread(target=time.sleep, args=(LONG_S,)).start()
 
 
-def tells_what_cannot_be_sent(tell: Tell) -> None:
-    tell("before")
-    tell(lambda: None)
+def sends_what_cannot_be_pickled(send: Send) -> None:
+    send("before")
+    send(lambda: None)
 
 
-def reads_the_machine(_job: Any, tell: Tell) -> None:
-    tell(Machine({"card": "a card", "torch": "2.11.0", "commit": "abc1234", "memory_gb": 80}))
+def reads_the_machine(_job: Any, send: Send) -> None:
+    send(Machine({"card": "a card", "torch": "2.11.0", "commit": "abc1234", "memory_gb": 80}))
 
 
-def reads(_job: Any, tell: Tell) -> None:
-    tell(Row(what="arm", dtype="bf16", batch=8, ms=[9.0, 8.0, 10.0], rounds=1))
-    tell(Row(what="arm", dtype="bf16", batch=8, ms=[5.0, 4.0, 6.0], rounds=2,
+def reads(_job: Any, send: Send) -> None:
+    send(Row(what="arm", dtype="bf16", batch=8, ms=[9.0, 8.0, 10.0], rounds=1))
+    send(Row(what="arm", dtype="bf16", batch=8, ms=[5.0, 4.0, 6.0], rounds=2,
              images_per_s=1600.0, peak_mb=812.0, against_plain=[2.5, 2.4, 2.6]))  # fmt: skip
-    tell(Row(what="check", dtype="fp32", value=1e-6, bound=1e-4, note="a | b"))
+    send(Row(what="check", dtype="fp32", value=1e-6, bound=1e-4, note="a | b"))
 
 
-def reads_too_much(_job: Any, tell: Tell) -> None:
-    tell(Row(what="check", dtype="fp32", value=2e-4, bound=1e-4))
+def reads_too_much(_job: Any, send: Send) -> None:
+    send(Row(what="check", dtype="fp32", value=2e-4, bound=1e-4))
 
 
-def reads_and_fails(_job: Any, tell: Tell) -> None:
-    tell(Row(what="before", value=1.0))
+def reads_and_fails(_job: Any, send: Send) -> None:
+    send(Row(what="before", value=1.0))
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-def reads_and_hangs(_job: Any, tell: Tell) -> None:
+def reads_and_hangs(_job: Any, send: Send) -> None:
     child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({LONG_S})"])
-    tell(Row(what="before", value=child.pid))
+    send(Row(what="before", value=child.pid))
     child.wait()
 
 
-def stops_the_run(number: int, _job: Any, tell: Tell) -> None:
-    tell(Row(what="before", value=1.0))
+def stops_the_run(number: int, _job: Any, send: Send) -> None:
+    send(Row(what="before", value=1.0))
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.pid is not None
@@ -91,6 +91,6 @@ def stops_the_run(number: int, _job: Any, tell: Tell) -> None:
     time.sleep(LONG_S)
 
 
-def reads_and_crashes(_job: Any, tell: Tell) -> None:
-    tell(Row(what="before", value=1.0))
+def reads_and_crashes(_job: Any, send: Send) -> None:
+    send(Row(what="before", value=1.0))
     os.abort()

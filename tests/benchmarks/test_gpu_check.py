@@ -165,12 +165,12 @@ def test_the_rates_of_a_gpu_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, rate in rates.items():
         monkeypatch.setattr(f"benchmarks.ceilings.{name}", lambda *_, rate=rate: rate)
     monkeypatch.setattr(Job, "gpu", True)
-    told: list[Any] = []
-    gpu_parts.environment(_job(), told.append)
-    assert isinstance(told[0], Machine)
-    assert told[0].facts["torch"] == torch.__version__
-    assert told[0].facts["commit"] in (None, gpu_parts.commit())
-    found = {(row.what, row.dtype): row.value for row in told[1:]}
+    sent: list[Any] = []
+    gpu_parts.environment(_job(), sent.append)
+    assert isinstance(sent[0], Machine)
+    assert sent[0].facts["torch"] == torch.__version__
+    assert sent[0].facts["commit"] in (None, gpu_parts.commit())
+    found = {(row.what, row.dtype): row.value for row in sent[1:]}
     assert found["copies, GB/s", ""] == 4000
     assert found["products, TFLOP/s", "bf16"] == 800
     assert found["convolutions, TFLOP/s", "fp32"] == 600
@@ -179,14 +179,14 @@ def test_the_rates_of_a_gpu_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_number_of_the_tiny_model_is_read() -> None:
     """The parts' own work, in this process."""
-    told: list[Row] = []
-    gpu_parts.parity_with_plain(_job(), told.append)
-    assert len(told) == 4 + 2 + 2 * 3 * 2
-    told.clear()
+    sent: list[Row] = []
+    gpu_parts.parity_with_plain(_job(), sent.append)
+    assert len(sent) == 4 + 2 + 2 * 3 * 2
+    sent.clear()
     gpu_timing.sampling_arms(
-        ["plain", "markov", "markov+graph", "markov:fp16"], _job(), told.append
+        ["plain", "markov", "markov+graph", "markov:fp16"], _job(), sent.append
     )
-    rows = {(row.what, row.dtype): row for row in told}
+    rows = {(row.what, row.dtype): row for row in sent}
     plain, markov = rows["plain", "fp32"], rows["markov", "fp32"]
     assert plain.against_plain == [1, 1, 1]
     for row in (plain, markov):
@@ -197,16 +197,16 @@ def test_every_number_of_the_tiny_model_is_read() -> None:
         assert row.peak_mb > 4
     assert (rows["markov+graph", "fp32"].status, rows["markov", "fp16"].status) == ("skipped",) * 2
     assert "CUDA device" in rows["markov+graph", "fp32"].note
-    told.clear()
-    gpu_timing.training_steps(_job(), told.append)
-    steps = {row.what: row for row in told}
+    sent.clear()
+    gpu_timing.training_steps(_job(), sent.append)
+    steps = {row.what: row for row in sent}
     assert steps["gradients markov"].bound == 1e-5
     for arm in ("plain", "plain-codes", "causal", "markov"):
         assert steps[f"step {arm}"].ms is not None
         assert steps[f"step {arm}"].peak_mb is not None
-    told.clear()
-    gpu_parts.agreement(_job(), told.append)
-    found = {(row.what, row.dtype): row for row in told}
+    sent.clear()
+    gpu_parts.agreement(_job(), sent.append)
+    found = {(row.what, row.dtype): row for row in sent}
     assert found["greedy codes causal", "fp32"].value == 0
     assert found["greedy codes causal", "fp32"].bound == 0
     error = found["logits markov", "bf16"].value
@@ -230,17 +230,17 @@ def test_the_training_takes_the_time_that_is_left(
     monkeypatch.setattr(
         gpu_training, "affordable", lambda *_: dict.fromkeys(gpu_training.STAGES, 3)
     )
-    told: list[Row] = []
-    gpu_training.cifar10(_job(arrays=tmp_path / "images.npz"), told.append)
-    assert [row.what for row in told] == [
+    sent: list[Row] = []
+    gpu_training.cifar10(_job(arrays=tmp_path / "images.npz"), sent.append)
+    assert [row.what for row in sent] == [
         f"{stage}, {steps} steps, {judge}"
         for steps in (2, 3)
         for stage, judge in gpu_training.STAGES.items()
     ]
-    assert all(row.images_per_s and row.value is not None for row in told)
-    told.clear()
-    gpu_training.cifar10(_job(), told.append)
-    assert [(row.status, "--cifar FILE" in row.note) for row in told] == [("skipped", True)]
+    assert all(row.images_per_s and row.value is not None for row in sent)
+    sent.clear()
+    gpu_training.cifar10(_job(), sent.append)
+    assert [(row.status, "--cifar FILE" in row.note) for row in sent] == [("skipped", True)]
 
 
 def test_steps_fit_the_time_and_the_preset() -> None:
@@ -261,10 +261,10 @@ def test_steps_fit_the_time_and_the_preset() -> None:
     ],
 )
 def test_an_arm_that_cannot_be_done_is_a_row(error: Exception, status: str, note: str) -> None:
-    told: list[Row] = []
-    with gpu_job.attempt(_job(), told.append, "arm", "bf16", 8) as tried:
+    sent: list[Row] = []
+    with gpu_job.attempt(_job(), sent.append, "arm", "bf16", 8) as tried:
         raise error
-    assert told == [Row(what="arm", status=status, dtype="bf16", batch=8, note=note)]
+    assert sent == [Row(what="arm", status=status, dtype="bf16", batch=8, note=note)]
     assert tried.out_of_memory == (note == "out of memory")
 
 
@@ -277,29 +277,29 @@ def test_an_arm_that_broke_when_it_was_made_ready_is_no_arm_that_is_left_out(
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr("srdd.accelerate.GraphedSampler", broken)
-    told: list[Row] = []
-    gpu_timing.sampling_arms(["markov+graph"], _job(), told.append)
-    assert [(row.status, row.note) for row in told] == [
+    sent: list[Row] = []
+    gpu_timing.sampling_arms(["markov+graph"], _job(), sent.append)
+    assert [(row.status, row.note) for row in sent] == [
         ("failed", "operation not permitted when stream is capturing")
     ]
 
 
 def test_where_no_time_is_left_nothing_is_begun() -> None:
-    told: list[Row] = []
-    gpu_timing.sampling_arms(["plain", "markov"], _job(limit_s=0.0), told.append)
-    assert [(row.what, row.status) for row in told] == [("plain", "skipped"), ("markov", "skipped")]
+    sent: list[Row] = []
+    gpu_timing.sampling_arms(["plain", "markov"], _job(limit_s=0.0), sent.append)
+    assert [(row.what, row.status) for row in sent] == [("plain", "skipped"), ("markov", "skipped")]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1.0001e-4])
 def test_a_value_beyond_its_bound_or_no_number_has_failed(tmp_path: Path, value: float) -> None:
     part = Part("part", status="ok")
     results = Results(tmp_path, {}, [part], complete=True)
-    results.told(part, Machine({"card": "card"}))
-    results.told(part, Row(what="check", value=value, bound=1e-4))
+    results.add(part, Machine({"card": "card"}))
+    results.add(part, Row(what="check", value=value, bound=1e-4))
     assert not results.ok
     text = (tmp_path / "gpu_check.json").read_text()
     assert not {"NaN", "Infinity"} & set(text.replace(",", " ").split())
-    results.told(part, Row(what="check", value=1e-5, bound=1e-4))
+    results.add(part, Row(what="check", value=1e-5, bound=1e-4))
     assert results.ok
 
 
@@ -368,9 +368,9 @@ def test_without_a_gpu_the_dry_run_is_named(
 
 def test_without_pytest_the_tests_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    told: list[Row] = []
-    gpu_parts.gpu_tests(_job(), told.append)
-    assert [(row.status, row.note) for row in told] == [("skipped", "pytest is not installed")]
+    sent: list[Row] = []
+    gpu_parts.gpu_tests(_job(), sent.append)
+    assert [(row.status, row.note) for row in sent] == [("skipped", "pytest is not installed")]
 
 
 def test_the_tests_marked_gpu_run_without_the_platform(tmp_path: Path) -> None:
