@@ -13,7 +13,9 @@ import torch
 
 from benchmarks import tables
 from benchmarks.sizes import SIZES
+from srdd.devices import find_device
 from srdd.errors import UserError
+from srdd.json_files import read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,10 +64,10 @@ def device_of(options: argparse.Namespace) -> torch.device:
         UserError: it is unknown or not here.
     """
     torch.set_num_threads(options.threads)
+    device = find_device(options.device)
     try:
-        device = torch.device(options.device)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"device {options.device!r} cannot be used: {reason}") from None
     return device
@@ -132,9 +134,9 @@ def main(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a report: {error}") from None
+        report = read_json(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(report, dict) or report.get("benchmark") not in tables.KINDS:
         raise UserError(f"{path} is no report of these benchmarks")
     return report
@@ -145,4 +147,4 @@ def _write(path: Path, report: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(report, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from None
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks import command
 from srdd.errors import UserError
+from srdd.json_files import read_json
 from srdd.rng import hash_counters
 from srdd.train.config import OptimConfig
 from srdd.train.ema import finished_weights
@@ -61,14 +62,16 @@ def load_arrays(path: Path, limit: int | None = None) -> Arrays:
     Raises:
         UserError: it is missing, damaged, or its arrays are not as above.
     """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give a .npz or .safetensors file of images")
     try:
         if path.suffix == ".safetensors":
             found: dict[str, Any] = dict(load_file(path))
         else:
             with np.load(path) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # numpy and safetensors raise many kinds
-        raise UserError(f"{path} cannot be read as arrays: {error}") from None
+    except Exception:  # numpy and safetensors raise many kinds
+        raise UserError(f"{path} is damaged, or not a .npz or .safetensors file") from None
     if missing := [name for name in _NEEDED if name not in found]:
         raise UserError(f"{path} lacks {', '.join(missing)}: see benchmarks/pack_images.py")
     tensors = {name: torch.as_tensor(found[name]) for name in _NEEDED}
@@ -142,7 +145,7 @@ class Stage:
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         path, own = self.directory / "settings.json", json.loads(json.dumps(self.settings))
-        if path.exists() and (other := json.loads(path.read_text())) != own:
+        if path.exists() and (other := read_json(path)) != own:
             changed = [k for k in own.keys() | other.keys() if own.get(k) != other.get(k)]
             raise UserError(
                 f"{self.directory} holds a run with other settings ({', '.join(sorted(changed))}): "
@@ -154,7 +157,7 @@ class Stage:
     def result(self) -> dict[str, Any] | None:
         """What a finished stage found."""
         path = self.directory / "result.json"
-        return dict(json.loads(path.read_text())) if path.exists() else None
+        return dict(read_json(path)) if path.exists() else None
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Keep what was found; the stage is done."""
@@ -180,7 +183,7 @@ class Stage:
         if state_path.exists():
             state = unpickle(state_path, mapped=False)
         done = int(state.get("step", 0))
-        curve = json.loads(curve_path.read_text()) if curve_path.exists() else []
+        curve = read_json(curve_path) if curve_path.exists() else []
         curve = [row for row in curve if row["step"] <= done]
         rates: list[float] = []
         clock = {"began": time.perf_counter(), "step": done}

@@ -138,7 +138,7 @@ def test_a_training_step_under_another_mask_fails(pipelines: dict[Mask, Pipeline
         (["--arms", "pruned-9"], "size tiny has no pruned-9, but pruned-3"),
         (["--arms", "markov", "markov:fp32"], "an arm is named twice"),
         (["--var-repo", "missing"], "missing is no checkout of FoundationVision/VAR"),
-        (["--markdown", "missing"], "missing cannot be read as a report"),
+        (["--markdown", "missing"], "missing cannot be read: No such file"),
     ],
 )
 def test_wrong_input_is_one_line(

@@ -327,9 +327,9 @@ def test_the_parts_stand_in_their_order() -> None:
         (["--minutes", "long"], "argument --minutes: invalid float value: 'long'"),
         (["--batch", "4", "4"], "--batch names a batch twice"),
         (["--batch", "0"], "argument --batch: 0 is not positive"),
-        (["--cifar", "none.npz"], "none.npz cannot be read as arrays"),
+        (["--cifar", "none.npz"], "none.npz is not a file: give a .npz or"),
         (["--parts", "party"], "--parts party: there is no such part; there are environment, par"),
-        (["--device", "tpu"], "device 'tpu' cannot be used"),
+        (["--device", "tpu"], "no device 'tpu': use cpu, cuda or cuda:1"),
         (["--size", "huge"], "argument --size: invalid choice: 'huge'"),
     ],
 )

@@ -191,7 +191,10 @@ def test_what_does_not_fit_is_refused_in_one_line(
 
     other = refused(arrays, "--out", whole, *SETTINGS, "--seed", 1)
     assert "holds a run with other settings (optim)" in other
-    assert "cannot be read" in refused(tmp_path / "none.npz", "--out", tmp_path / "a")
+    assert "none.npz is not a file" in refused(tmp_path / "none.npz", "--out", tmp_path / "a")
+    for name in ("cut.npz", "cut.safetensors"):
+        (tmp_path / name).write_bytes(arrays.read_bytes()[:999])
+        assert f"{name} is damaged, or not" in refused(tmp_path / name, "--out", tmp_path / "a")
     np.savez(tmp_path / "half.npz", images=np.zeros((2, 3, 32, 32), np.uint8))
     assert "lacks labels, held_out" in refused(tmp_path / "half.npz", "--out", tmp_path / "a")
     digits = refused(arrays, "--out", tmp_path / "b", *SETTINGS, "--preset", "digits")
