@@ -20,8 +20,8 @@ def _integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
     """
     try:
         tensor = torch.as_tensor(values)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{name} must be integers: {error}") from None
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        raise UserError(f"{name} must be integers of at most 64 bits") from None
     if tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.bool):
         raise UserError(f"{name} must be integers, got {tensor.dtype}")
     return tensor.to(torch.int64)
