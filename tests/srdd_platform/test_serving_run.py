@@ -109,7 +109,7 @@ def test_a_taken_port_is_refused_before_anything_starts(tiny_pipeline: Path) -> 
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port}"):
+        with pytest.raises(UserError, match=rf"^--port {port} is taken on 127\.0\.0\.1: give"):
             run(tiny_pipeline, port=port)
 
 
@@ -117,6 +117,8 @@ def test_a_taken_port_is_refused_before_anything_starts(tiny_pipeline: Path) -> 
     ("settings", "message"),
     [
         ({"port": 65536}, "--port must lie in"),
+        ({"port": 0, "host": "no.such.host.invalid"}, "--host no.such.host.invalid is not an addr"),
+        ({"port": 0, "host": "192.0.2.1"}, "--host 192.0.2.1 is not an address of this machine"),
         ({"port": 0, "replicas": 0}, "--replicas must be at least 1"),
         ({"port": 0, "max_batch": 0}, "--max-batch must be at least 1"),
         ({"port": 0, "dtype": "int8"}, "--dtype must be one of float32"),

@@ -1,5 +1,6 @@
 """Serve a pipeline: from the command to the signal that ends it."""
 
+import errno
 import io
 import re
 import signal
@@ -164,8 +165,14 @@ def _free_port(host: str, port: int) -> int:
             found: int = probe.getsockname()[1]
             return found
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot listen on {host}:{port} ({reason}): give another port") from None
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host {host} is not an address of this machine: give 127.0.0.1, or "
+                            "0.0.0.0 for all of them") from None  # fmt: skip
+        taken = error.errno == errno.EADDRINUSE
+        what = "is taken" if taken else f"cannot be used ({error.strerror})"
+        raise UserError(
+            f"--port {port} {what} on {host}: give another one, or 0 for a free one"
+        ) from None
 
 
 def _serving() -> bool:
