@@ -30,9 +30,14 @@ _REMEDIES = {  # by error number: what is wrong with a path, and what to do
 }
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a disk, a quota or a file has no room for what was written."""
+    return error.errno in _FULL
+
+
 def explain(error: OSError) -> str | None:
     """What is wrong with a file and what to do, in one line; None where that is not known."""
-    if error.errno in _FULL:
+    if is_full(error):
         return f"no space left to write {error.filename or 'a file'}: nothing was half-written"
     remedy = _REMEDIES.get(error.errno or 0)
     if remedy is None:

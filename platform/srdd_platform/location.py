@@ -163,7 +163,7 @@ def _store(scheme: str, rest: str, what: str) -> Location:
     authority, _, path = body.partition("/")
     path = _decoded(path, what).rstrip("/")
     if scheme in ("s3", "gs", "gcs") and not _BUCKET.fullmatch(authority):
-        raise UserError(f"{what}: {authority!r} is no name of a bucket: give {scheme}://BUCKET/"
+        raise UserError(f"{what}: {authority!r} is not the name of a bucket: give {scheme}://BUCKET/"
                         "FOLDER")  # fmt: skip
     if path and any(part in ("", ".", "..") for part in path.split("/")):
         raise UserError(f"{what}: a folder of a store cannot be called '', '.' or '..': look for "

@@ -70,7 +70,7 @@ class Options(DataOptions):
         """Where checkpoints go, for any process; "" for the run directory.
 
         Raises:
-            UserError: it is no location.
+            UserError: it is not a location.
         """
         given = self.checkpoints
         return "" if given is None else str(parse_location(given, "--checkpoints"))

@@ -84,7 +84,7 @@ def locate(address: str) -> Target:
             one that runs on this machine; other commands' local Rays do not count.
 
     Raises:
-        UserError: it is no address of a cluster, or none or several run on this machine.
+        UserError: it is not the address of a cluster, or none or several run on this machine.
     """
     address = address.strip()
     named = os.environ.get("RAY_ADDRESS", "").strip()
@@ -112,7 +112,7 @@ def parse(text: str, name: str) -> Target:
     scheme, separator, _ = text.partition("://")
     what = _OTHERS.get(scheme.lower()) if separator else None
     raise UserError(
-        f"{name} {text!r} {what or 'is no address of a Ray cluster'}: "
+        f"{name} {text!r} {what or 'is not the address of a Ray cluster'}: "
         f"{Target(address=text, name=name).remedy}"
     )
 
@@ -165,7 +165,9 @@ def wanted_token(target: Target) -> str:
     if code == grpc.StatusCode.OK:
         return ""
     if code == grpc.StatusCode.UNIMPLEMENTED:
-        raise UserError(f"what answers at {target} is no head of a Ray cluster: {target.remedy}")
+        raise UserError(
+            f"what answers at {target} is not the head of a Ray cluster: {target.remedy}"
+        )
     if code != grpc.StatusCode.UNAUTHENTICATED:
         if "errors resolving" in details:
             raise UserError(f"no machine has the name in {target}: {target.remedy}")

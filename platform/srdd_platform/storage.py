@@ -178,7 +178,7 @@ def open_storage(run: str, location: str) -> Storage:
         location: what ``--checkpoints`` gives, or "" for the run directory's own.
 
     Raises:
-        UserError: it is no location, or pyarrow cannot open it.
+        UserError: it is not a location, or pyarrow cannot open it.
     """
     if not location:
         return _local(Path(run) / "checkpoints")

@@ -63,15 +63,15 @@ def test_an_address_is_a_host_and_a_port(
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "is no address"),
-        ("head", "is no address"),
-        ("local", "is no address"),
-        ("head:0", "is no address"),
-        ("head:70000", "is no address"),
-        ("head:٦٣٧٩", "is no address"),  # digits, but not of an address
-        ("[::1:6379", "is no address"),
-        ("head:6379/x", "is no address"),
-        ("redis://head:6379", "is no address"),
+        ("", "is not the address"),
+        ("head", "is not the address"),
+        ("local", "is not the address"),
+        ("head:0", "is not the address"),
+        ("head:70000", "is not the address"),
+        ("head:٦٣٧٩", "is not the address"),  # digits, but not of an address
+        ("[::1:6379", "is not the address"),
+        ("head:6379/x", "is not the address"),
+        ("redis://head:6379", "is not the address"),
         ("http://head:8265", "the dashboard's address, which only `ray job submit` takes"),
         ("HTTPS://head", "the dashboard's address, which only `ray job submit` takes"),
         ("ray://head:10001", "for Ray Client, which cannot run trainings"),
@@ -243,7 +243,7 @@ def test_another_server_is_no_head() -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with pytest.raises(UserError, match="is no head of a Ray cluster: give HOST:PORT"):
+    with pytest.raises(UserError, match="is not the head of a Ray cluster: give HOST:PORT"):
         wanted_token(parse(f"127.0.0.1:{port}", "--address"))
     server.stop(None)
 

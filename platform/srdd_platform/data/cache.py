@@ -73,7 +73,7 @@ class CachedStore:
             bound: bytes of shards that may lie in it.
 
         Raises:
-            UserError: it is no location, cannot be read, or the cache is of no use.
+            UserError: it is not a location, cannot be read, or the cache is of no use.
         """
         self._place = locate(uri)
         _, self.manifest = self._place.manifest()

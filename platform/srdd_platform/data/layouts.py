@@ -213,7 +213,7 @@ def _table(path: Path, columns: tuple[str, str]) -> list[tuple[str, str]]:
     """Two columns of a table with a header, between commas, semicolons or tabs.
 
     Raises:
-        UserError: it has other columns, a row has no entry in one, or it is no text.
+        UserError: it has other columns, a row has no entry in one, or it is not text.
     """
     text = read_text(path)
     header = text.partition("\n")[0]

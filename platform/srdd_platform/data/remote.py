@@ -132,7 +132,7 @@ def locate(
         option: its name for messages.
 
     Raises:
-        UserError: it is no location, or pyarrow cannot open it.
+        UserError: it is not a location, or pyarrow cannot open it.
     """
     if filesystem is not None:
         return RemoteShards(filesystem=filesystem, root=location.rstrip("/"), name=location)

@@ -27,6 +27,7 @@ from srdd_platform.data.manifest import MANIFEST, Manifest, Settings, Shard, Ski
 from srdd_platform.data.pixels import MAX_KEEP, own_files, stored_side
 from srdd_platform.data.recipes import Recipe, open_recipe
 from srdd_platform.data.sources import SPLITS, Source, open_source
+from srdd_platform.file_errors import explain, is_full
 
 MIN_MAX_BAD = 10
 
@@ -112,8 +113,9 @@ def prepare(
         assert finished is not None
         return finished
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; nothing was kept, free "
-                        "the space or choose another directory") from error  # fmt: skip
+        free = "free the space or " if is_full(error) else ""
+        raise UserError(f"cannot write {out}: {error.strerror or error}; nothing was kept, "
+                        f"{free}choose another directory") from error  # fmt: skip
     return manifest
 
 
@@ -127,7 +129,8 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        why = explain(error) or f"{error.filename}: {error.strerror}: check the disk"
+        raise UserError(f"cannot read {why}") from error
 
 
 def _write(

@@ -160,8 +160,8 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
     entries: dict[str, list[Entry]] = {}
     for split, root in roots.items():
         if unknown := sorted(folders[split].keys() - set(classes)):
-            raise UserError(f"{path / root} has class {unknown[0]!r}, which {roots['train']} has "
-                            "not: rename or remove it")  # fmt: skip
+            raise UserError(f"{path / root} has class {unknown[0]!r}, which {roots['train']} does "
+                            "not have: rename or remove it")  # fmt: skip
         entries[split] = []
         for name, below in folders[split].items():
             images = list(images_below(path / root / below, f"{root}/{below}" if root else below))

@@ -151,7 +151,7 @@ def open_store(location: str | Path, cache: Path | None = None, cache_gb: float 
         cache_gb: the most that may lie in it, in 10^9 bytes.
 
     Raises:
-        UserError: it is no location, there are none, or they cannot be read.
+        UserError: it is not a location, there are none, or they cannot be read.
     """
     place = parse_location(str(location), "--data")
     if place.scheme:

@@ -124,7 +124,7 @@ def test_a_damaged_shard_is_named_and_not_kept(bucket: Path, tmp_path: Path) -> 
         ("file:///nowhere/at/all", r"cannot read file:///nowhere/at/all/manifest\.json: "),
         ("nonsense://bucket/x", "--uri nonsense://bucket/x: the scheme nonsense is not known"),
         ("photos", r"cannot read /.*/photos/manifest\.json: "),
-        ("s3://", "--uri s3://: '' is no name of a bucket"),
+        ("s3://", "--uri s3://: '' is not the name of a bucket"),
         ("odd://me:secret@host/x", "--uri has credentials in it"),
     ],
 )

@@ -1,11 +1,13 @@
 """Preparing shards: what is written, that it is whole or absent, and what is refused."""
 
+import errno
 import hashlib
 import json
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,6 +274,26 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, limit: int) -> None:
     )
     assert run.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_no_matter_of_space(tree: Path) -> None:
+    out = tree / "cat" / "v1.00.png" / "out"
+    with pytest.raises(UserError) as caught:
+        prepare(source="digits", resolution=8, out=out)
+    assert str(caught.value) == (
+        f"cannot write {out}: Not a directory; nothing was kept, choose another directory"
+    )
+
+
+def test_a_folder_that_cannot_be_read_is_named_with_what_to_do(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scandir(path: Path) -> Any:  # root reads every folder
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("srdd_platform.data.tree.os.scandir", scandir)
+    with pytest.raises(UserError, match=r"^cannot read .*tree: permission denied: check its owner"):
+        prepare(source="folder", path=tree, resolution=8, out=tmp_path / "out")
 
 
 def test_an_interrupt_leaves_nothing(tree: Path, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_items_are_shuffled_by_the_seed(tmp_path: Path) -> None:
         (lambda root: [put(root / "a" / "0.png"), (root / "empty").mkdir()], "empty has no images"),
         (
             lambda root: [put(root / "train/a/0.png"), put(root / "test/z/0.png")],
-            "has class 'z', which train has not",
+            "has class 'z', which train does not have",
         ),
     ],
 )

@@ -162,7 +162,7 @@ def test_folders_of_systems_are_neither_splits_nor_classes(
         (("train/0.png", "valid/a/0.png"), "train/, valid/ and no train/ with class folders"),
         (("test/a/0.png", "test/b/0.png"), "has test/ and no train/ with class folders: add it"),
         (("data/train/a/0.png", "data/val/a/0.png"), "holds data/ alone, which has train/ in it"),
-        (("train/a/0.png", "val/a/0.png", "val/b/0.png"), "val has class 'b', which train has not"),
+        (("train/a/0.png", "val/a/0.png", "val/b/0.png"), "class 'b', which train does not have"),
         (("train/a/0.png", "train/b/", "val/a/0.png"), "class folder .*train/b has no images"),
     ],
 )
