@@ -281,7 +281,7 @@ def test_a_place_that_cannot_be_written_is_no_matter_of_space(tree: Path) -> Non
     with pytest.raises(UserError) as caught:
         prepare(source="digits", resolution=8, out=out)
     assert str(caught.value) == (
-        f"cannot write {out}: Not a directory; nothing was kept, choose another directory"
+        f"cannot write {out}: File exists; nothing was kept, choose another directory"
     )
 
 
