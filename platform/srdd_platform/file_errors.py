@@ -1,4 +1,4 @@
-"""What the operating system says about a file, as what is wrong and what to do."""
+"""What the operating system or a store says about a file, as what is wrong and what to do."""
 
 import errno
 import os
@@ -30,6 +30,10 @@ _REMEDIES = {  # by error number: what is wrong with a path, and what to do
 }
 
 
+class StoreError(OSError):
+    """A store does not give what is in it; the text is one line. Another try may succeed."""
+
+
 def is_full(error: OSError) -> bool:
     """Whether a disk, a quota or a file has no room for what was written."""
     return error.errno in _FULL
@@ -37,6 +41,8 @@ def is_full(error: OSError) -> bool:
 
 def explain(error: OSError) -> str | None:
     """What is wrong with a file and what to do, in one line; None where that is not known."""
+    if isinstance(error, StoreError):
+        return str(error)
     if is_full(error):
         return f"no space left to write {error.filename or 'a file'}: nothing was half-written"
     remedy = _REMEDIES.get(error.errno or 0)

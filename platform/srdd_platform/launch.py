@@ -147,8 +147,8 @@ def _explain(job: Job, error: RayTaskError | OutOfMemoryError) -> Exception:
                 f"{job.run}: its workers did not come up in time; the last checkpoint is kept: "
                 "give the same command again when the cluster is less busy, or fewer --workers"
             )
-        if isinstance(inner, OSError) and (text := explain(inner)):
-            return UserError(f"{job.run}: {text}")
+        if isinstance(inner, OSError):
+            return UserError(f"{job.run}: {explain(inner) or inner.strerror or inner}")
     if cause is not None and lost_workers(cause):
         return UserError(
             f"{job.run}: workers were lost {job.max_failures + 1} times without a new checkpoint; "

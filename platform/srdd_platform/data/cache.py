@@ -15,7 +15,6 @@ but none that was used in the last ten minutes: a training reads all its shards 
 where they do not fit, those that fit stay and the others are read from afar.
 """
 
-import errno
 import io
 import os
 import tempfile
@@ -37,6 +36,7 @@ from srdd_platform.data.modes import BadImageError
 from srdd_platform.data.pixels import verify_png
 from srdd_platform.data.remote import StoppedError, locate
 from srdd_platform.data.store import Request
+from srdd_platform.file_errors import StoreError
 from srdd_platform.storage import store_says
 
 IN_USE_S = 600.0  # since a shard's last use, in which it is not removed
@@ -87,7 +87,8 @@ class CachedStore:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--cache {cache}: {error.strerror}") from None
+            raise UserError(f"--cache {cache}: {error.strerror}; give a folder that can be "
+                            "written") from None  # fmt: skip
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="read from afar")
         self._afar: dict[str, pyarrow.NativeFile] = {}
         self._used: dict[str, float] = {}
@@ -139,7 +140,7 @@ class CachedStore:
 
         Raises:
             UserError: a shard is damaged there.
-            OSError: it cannot be read.
+            StoreError: it cannot be read.
         """
         if self._error is not None:
             raise self._error
@@ -235,7 +236,8 @@ class CachedStore:
                 self._afar[shard] = file
             data: bytes = file.read_at(size, offset)
         except (OSError, pyarrow.ArrowException) as error:
-            raise OSError(errno.EIO, store_says(error), f"{self.name}/{shard}") from None
+            why = store_says(error)
+            raise StoreError(f"cannot read {self.name}/{shard}: {why}") from None
         try:
             verify_png(data)
         except BadImageError as error:

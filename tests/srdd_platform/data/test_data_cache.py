@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pickle
 import shutil
 import threading
 from collections import Counter
@@ -26,6 +27,7 @@ from srdd_platform.data import Manifest, ShardDataset, cache, load_images, open_
 from srdd_platform.data.cache import CachedStore, make_room
 from srdd_platform.data.store import LocalStore
 from srdd_platform.data_options import inspected
+from srdd_platform.file_errors import StoreError, explain
 from srdd_platform.jobs import Job
 from srdd_platform.storage import answered
 
@@ -263,6 +265,19 @@ def test_bytes_that_are_damaged_there_stop_the_reader(remote: Path, tmp_path: Pa
 
     with pytest.raises(UserError, match="its SHA-256"):
         read_for_ever()
+
+
+def test_a_store_that_fails_later_is_named_with_its_own_reason(
+    remote: Path, tmp_path: Path
+) -> None:
+    """It is no fault of this machine's disk, and another try may succeed."""
+    dataset = ShardDataset(opened(remote, tmp_path), "train", {})
+    (remote / "train-000001.tar").unlink()
+    with pytest.raises(StoreError) as caught:
+        dataset[7]
+    assert explain(pickle.loads(pickle.dumps(caught.value))) == (
+        f"cannot read {remote.as_uri()}/train-000001.tar: it does not exist"
+    )
 
 
 def test_shards_without_an_index_are_looked_at(remote: Path, tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""What a person reads when a training ends with an error of its task."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from srdd.errors import UserError
+from srdd_platform.file_errors import StoreError
+from srdd_platform.jobs import Job
+from srdd_platform.launch import _explain
+
+
+@pytest.mark.parametrize(
+    ("cause", "text"),
+    [
+        (UserError("the batch is too small"), "the batch is too small"),
+        (StoreError("cannot read s3://b/x: it does not exist"),
+         "{run}: cannot read s3://b/x: it does not exist"),
+        (OSError(errno.EROFS, "Read-only file system", "/data/x"),
+         "{run}: /data/x: the file system is read-only: give a path that can be written"),
+        (OSError(errno.ETIMEDOUT, "Connection timed out"), "{run}: Connection timed out"),
+    ],
+)  # fmt: skip
+def test_wrong_input_and_what_a_file_or_a_store_says_is_one_line(
+    tmp_path: Path, cause: Exception, text: str
+) -> None:
+    job = Job(kind="classifier", run=str(tmp_path), data="", settings={})
+    told = _explain(job, RayTaskError("run_training", "Traceback", cause))
+    assert isinstance(told, UserError)
+    assert str(told) == text.format(run=tmp_path)
+
+
+def test_a_bug_keeps_its_trace(tmp_path: Path) -> None:
+    job = Job(kind="classifier", run=str(tmp_path), data="", settings={})
+    bug = KeyError("x")
+    assert _explain(job, RayTaskError("run_training", "Traceback", bug)) is bug
