@@ -175,8 +175,7 @@ class GraphedSampler:
         device = pipeline.transformer.pos_embed.device
         if config.active()["refine_steps"]:
             raise UserError("a CUDA graph needs a fixed loop: set refine_steps to 0")
-        if device.type != "cuda":
-            raise UserError(f"CUDA graphs need a CUDA device, the model is on {device}")
+        check_accelerators(device, cuda_graph=True)
         began = time.perf_counter()
         self.pipeline, self.config, self.batch = pipeline, config, batch
         self._labels_B = torch.zeros(batch, dtype=torch.int64, device=device)

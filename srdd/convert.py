@@ -70,9 +70,14 @@ def _find_tokenizer(loaded: Mapping[str, Any]) -> Found | None:
     return find_state(loaded, _VAE_KEYS, fits)
 
 
-def has_tokenizer(loaded: Mapping[str, Any]) -> bool:
-    """Whether a training checkpoint holds its tokenizer as well."""
-    found = _find_tokenizer(loaded)
+def has_tokenizer(loaded: Mapping[str, Any], where: str) -> bool:
+    """Whether a training checkpoint holds its tokenizer as well.
+
+    Raises:
+        UserError: two of its tensors have one name.
+    """
+    with _about(where):
+        found = _find_tokenizer(loaded)
     return found is not None and bool(found.place)
 
 

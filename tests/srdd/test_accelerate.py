@@ -104,7 +104,7 @@ def test_the_loop_that_a_graph_captures_is_sampling(make_pipeline: MakePipeline)
 
 
 def test_a_graph_is_refused_where_it_cannot_be(make_pipeline: MakePipeline) -> None:
-    with pytest.raises(UserError, match="CUDA device, the model is on cpu"):
+    with pytest.raises(UserError, match="--cuda-graph needs a CUDA device, this is cpu"):
         GraphedSampler(make_pipeline(), CONFIG, 4)
     with pytest.raises(UserError, match="set refine_steps to 0"):
         GraphedSampler(make_pipeline(), SamplerConfig(refine_steps=1), 4)

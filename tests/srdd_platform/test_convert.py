@@ -223,6 +223,13 @@ def test_class_names_that_do_not_fit(
     assert said in refused(*command(*files, "--classes", name))
 
 
+def test_two_names_of_one_parameter_are_refused_with_the_file(refused: Run, tmp_path: Path) -> None:
+    """As where torch.compile's names are saved beside the plain ones."""
+    torch.save({"a": torch.ones(1), "_orig_mod.a": torch.ones(1)}, "twice.pth")
+    said = refused("convert", "--transformer", "twice.pth", "--out", "out")
+    assert "twice.pth: a and _orig_mod.a are the same parameter" in said
+
+
 def _training_state(parts: Official, **args: Any) -> dict[str, Any]:
     """As VAR's trainer saves: weights inside, and what ran beside them."""
     return {
