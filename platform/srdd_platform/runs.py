@@ -6,7 +6,7 @@
     metrics.jsonl     one object with ``step`` and the losses a line; equal runs write equal bytes
     throughput.jsonl  the same steps with what a clock says: ``time`` (seconds since 1970),
                       ``images_per_s``, ``mfu``, ``data_wait`` (see srdd_platform.meter)
-    warnings.jsonl    what could not be kept up of that which only watches
+    warnings.jsonl    errors of what only watches the run: metrics, previews, speeds
     grids/            step_NNNNNN.png, samples or reconstructions (see srdd_platform.grids)
     tensorboard/      event files, written anew from the files above (see srdd_platform.events)
     checkpoints/      step_NNNNNN/

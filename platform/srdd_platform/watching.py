@@ -1,7 +1,7 @@
-"""What only watches a run: where it fails, that is told once, and the run goes on.
+"""Actions that only watch a run: an error in one is reported once, and the run goes on.
 
-Metrics for Prometheus, TensorBoard's files, previews, speeds and the progress display are such.
-``metrics.jsonl`` and checkpoints are not: they are the record of a run, and their errors end it.
+These are metrics for Prometheus, TensorBoard's files, previews, speeds and the progress display.
+``metrics.jsonl`` and checkpoints are the record of a run: an error in writing them ends it.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from srdd_platform.file_errors import explain
 
-WARNINGS = "warnings.jsonl"  # in a run directory: what its first worker tells the launcher
+WARNINGS = "warnings.jsonl"  # in a run directory: messages of its first worker to the launcher
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +48,7 @@ class Watcher:
 
 
 def tell_launcher(run: Path) -> Callable[[str], None]:
-    """What a worker tells its launcher, by a line in the run directory; and the worker's log."""
+    """Sends lines from a worker to its launcher: to a file in the run directory, and to the log."""
 
     def tell(text: str) -> None:
         logger.warning(text)
