@@ -49,7 +49,7 @@ from srdd_platform.launch import train
 from srdd_platform.location import parse_location
 from srdd_platform.models import check_data
 from srdd_platform.options import TransformerOptions
-from srdd_platform.protocol import protocol_of
+from srdd_platform.protocol import begun_under
 from srdd_platform.ray_session import Session, session
 from srdd_platform.runs import open_run
 from srdd_platform.stages import (
@@ -135,7 +135,7 @@ def distill(job: Distillation, preset: Preset, address: str | None, console: Con
         UserError: model, data, stages and options do not fit together, or as :func:`train`.
     """
     job, parent, sized = _checked(job, preset)
-    protocol = protocol_of(job.out)
+    protocol = begun_under(job.out)
     job = replace(job, evaluation=replace(job.evaluation, protocol=protocol))
     finished = (job.out / "model").is_dir()
     if job.evaluation.weights and not finished:  # or an hour passes before they are looked at

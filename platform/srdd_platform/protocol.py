@@ -31,7 +31,7 @@ FIRST_KID_NOTE = KID_MEANING + (
 )
 
 
-def protocol_of(directory: Path) -> str:
+def begun_under(directory: Path) -> str:
     """The protocol of a sweep's or a distillation's rows: the one that it was begun under.
 
     Raises:

@@ -193,7 +193,7 @@ def parse_lines(text: str) -> list[dict[str, float]]:
     for line in text.splitlines():
         try:
             value = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             found.append(value)

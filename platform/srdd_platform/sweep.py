@@ -26,7 +26,7 @@ from srdd_platform.data import Manifest
 from srdd_platform.evaluate import EvaluationConfig, weights_digest
 from srdd_platform.files import sha256_file
 from srdd_platform.models import Models, ready_models
-from srdd_platform.protocol import protocol_of
+from srdd_platform.protocol import begun_under
 from srdd_platform.ray_session import Session
 from srdd_platform.report import build_report
 from srdd_platform.rows import compile_table, frontier, read_rows
@@ -65,7 +65,7 @@ def run_sweep(
             data=str(models.data.resolve()), extractor=args.extractor,
             weights=str(models.weights.resolve()), num=args.num, seed=args.seed,
             batch_size=args.batch_size, device=args.device, dtype=args.dtype,
-            protocol=protocol_of(out),
+            protocol=begun_under(out),
         )  # fmt: skip
         settings, runtime = _settings(name, space, grid, base, models, evaluation, args)
         with open_run(out, f"sweep {name}", settings, runtime):

@@ -18,7 +18,7 @@ from srdd_platform.distill import Distillation, distill
 from srdd_platform.evaluate import EvaluationConfig
 from srdd_platform.files import read_json, write_json
 from srdd_platform.options import TransformerOptions
-from srdd_platform.protocol import FIRST_PROTOCOL, PROTOCOL, protocol_of, under
+from srdd_platform.protocol import FIRST_PROTOCOL, PROTOCOL, begun_under, under
 from srdd_platform.ray_session import Session
 from srdd_platform.report import build_report
 from srdd_platform.rows import FIRST_SCHEMA, SCHEMA, Row, compile_table, read_rows, write_row
@@ -139,7 +139,7 @@ def test_a_finished_sweep_of_fid_1_is_reported_as_it_is(first: Path) -> None:
 
 
 def test_what_is_new_has_the_new_protocol(tmp_path: Path) -> None:
-    assert protocol_of(tmp_path / "new") == PROTOCOL
+    assert begun_under(tmp_path / "new") == PROTOCOL
     assert PROTOCOL.startswith("fid@2 ")
     assert EvaluationConfig(data="", extractor="", weights="").protocol == PROTOCOL
     write_row(tmp_path, Row(key="a", kind="trial", name="", order=0, kid=0.1, kid_raw=0.05))
@@ -178,7 +178,7 @@ def test_a_table_without_classes_has_kid_raw_alone(tmp_path: Path) -> None:
 )
 def test_a_directory_says_its_protocol(tmp_path: Path, config: Any, expected: str) -> None:
     write_json(tmp_path / "config.json", config)
-    assert protocol_of(tmp_path) == expected
+    assert begun_under(tmp_path) == expected
 
 
 def test_a_protocol_of_a_later_version_is_refused(first: Path) -> None:

@@ -1,3 +1,5 @@
+"""Settings of Ray's core that it cannot read are refused before Ray is imported."""
+
 import subprocess
 import sys
 from pathlib import Path
