@@ -43,6 +43,7 @@ class TrainOptions:
         from srdd_platform.jobs import make_job
         from srdd_platform.launch import train
         from srdd_platform.ray_session import session
+        from srdd_platform.runs import check_place
 
         preset = get_preset(self.preset)
         job = make_job(kind, preset, self.data, self.out, self.training, **more)
@@ -55,6 +56,7 @@ class TrainOptions:
             train([job], None, console)  # refuses other settings
             console.print(f"{self.out} is finished: {self.out / 'model'}", soft_wrap=True)
             return
+        check_place(self.out)
         if self.address is None:  # the nodes of a cluster are looked at by its workers
             check_machine(job.device, compiled=job.settings["optim"]["compile"])
         with session(self.address) as cluster:

@@ -44,7 +44,8 @@ def explain(error: OSError) -> str | None:
     if isinstance(error, StoreError):
         return str(error)
     if is_full(error):
-        return f"no space left to write {error.filename or 'a file'}: nothing was half-written"
+        what = "this" if error.filename is None else os.fsdecode(error.filename)
+        return f"no space left to write {what}: free some, or give a path on another disk"
     remedy = _REMEDIES.get(error.errno or 0)
     if remedy is None:
         return None

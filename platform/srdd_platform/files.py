@@ -13,13 +13,15 @@ from typing import Any
 
 from srdd import json_files
 from srdd.errors import UserError
+from srdd_platform.file_errors import is_full
 
 
 @contextmanager
 def atomic_path(path: Path, *, replace_directory: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place on success.
 
-    On any error, a full disk included, the temporary path is removed and ``path`` stays as it was.
+    On any error, a full disk included, the temporary path is removed and ``path`` stays as it was;
+    an error of the operating system names ``path``, not the temporary one.
 
     Args:
         path: the file or directory to make.
@@ -28,7 +30,7 @@ def atomic_path(path: Path, *, replace_directory: bool = False) -> Iterator[Path
     Raises:
         UserError: ``path`` is a directory with files in it that may not go.
     """
-    path = path.resolve()
+    given, path = path, path.resolve()
     if path.is_dir() and any(path.iterdir()) and not replace_directory:
         raise UserError(f"{path} is a directory; give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,12 +44,21 @@ def atomic_path(path: Path, *, replace_directory: bool = False) -> Iterator[Path
             shutil.rmtree(aside)
         else:
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and _concerns(error, temporary):
+            error.filename, error.filename2 = str(given), None
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _concerns(error: OSError, temporary: Path) -> bool:
+    """Whether an error is about a temporary path; a write to a full disk names no file."""
+    if error.filename is None:
+        return is_full(error)
+    return Path(os.fsdecode(error.filename)).is_relative_to(temporary)
 
 
 def can_write(directory: Path) -> bool:

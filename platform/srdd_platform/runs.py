@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from srdd.errors import UserError
 from srdd.pipeline import is_pipeline
-from srdd_platform.files import read_json, write_bytes, write_json
+from srdd_platform.files import can_write, read_json, write_bytes, write_json
 
 CONFIG = "config.json"
 METRICS, THROUGHPUT = "metrics.jsonl", "throughput.jsonl"
@@ -94,6 +94,39 @@ def refuse_foreign(directory: Path) -> None:
         raise UserError(f"{directory} is not empty and holds no run: give another directory")
 
 
+def check_place(directory: Path) -> None:
+    """Refuse before Ray starts what :func:`open_run` would refuse after it. Nothing is made.
+
+    Raises:
+        UserError: it is no place for a run, cannot be written, or another process writes there.
+    """
+    refuse_foreign(directory)
+    if not can_write(directory):
+        raise UserError(f"{directory} cannot be written: check the owner and mode of its folder "
+                        "and its disk, or give another directory")  # fmt: skip
+    if (directory / _LOCK).exists():
+        with _held(directory):
+            pass
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Be the only process that writes to a run directory.
+
+    Raises:
+        UserError: another process is.
+    """
+    lock = FileLock(directory / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is writing to {directory}: wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 @contextmanager
 def open_run(
     directory: Path, kind: str, settings: dict[str, Any], runtime: dict[str, Any]
@@ -113,16 +146,9 @@ def open_run(
     """
     refuse_foreign(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another process is writing to {directory}: wait for it") from None
-    try:
+    with _held(directory):
         _claim(directory, kind, settings, runtime)
         yield directory
-    finally:
-        lock.release()
 
 
 def _claim(directory: Path, kind: str, settings: dict[str, Any], runtime: dict[str, Any]) -> None:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
@@ -219,12 +218,22 @@ def answered(what: str, action: Callable[[], T], limit_s: float = ANSWER_S) -> T
     if results:
         return results[0]
     if not errors:
-        raise UserError(f"{what}: no answer in {limit_s:g} s")
-    if not isinstance(
-        errors[0], OSError | ValueError | NotImplementedError | pyarrow.ArrowException
-    ):
+        raise UserError(f"{what}: no answer in {limit_s:g} s: check the location and the network")
+    if not from_store(errors[0]):
         raise errors[0]
     raise UserError(f"{what}: {store_says(errors[0])}") from None
+
+
+def from_store(error: BaseException) -> bool:
+    """Whether a filesystem of pyarrow raised an error, and no bug of ours.
+
+    The libraries behind fsspec (of Hugging Face, for one) pass on errors of the HTTP clients that
+    they use, which share no base class with OSError.
+    """
+    if isinstance(error, OSError | ValueError | NotImplementedError):
+        return True
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, Exception) and library not in ("builtins", "srdd", "srdd_platform")
 
 
 def store_says(error: BaseException) -> str:
@@ -238,5 +247,6 @@ def store_says(error: BaseException) -> str:
     if aws is not None and aws[1] in _AWS:
         return _AWS[aws[1]]
     text = re.sub(r"//[^/@\s]*@", "//***@", text)
-    text = re.sub(r"^\[Errno \d+\] ", "", text)
-    return re.sub(r"\.? Detail: \[errno \d+\].*", "", text)[:200]
+    text = re.sub(r"^\[Errno -?\d+\] ", "", text)
+    text = re.sub(r"\.? Detail: \[errno \d+\].*", "", text)[:200]
+    return text or type(error).__name__

@@ -30,7 +30,7 @@ from srdd_platform.protocol import begun_under
 from srdd_platform.ray_session import Session
 from srdd_platform.report import build_report
 from srdd_platform.rows import compile_table, frontier, read_rows
-from srdd_platform.runs import model_dir, note, open_run, refuse_foreign
+from srdd_platform.runs import check_place, model_dir, note, open_run
 from srdd_platform.search import Search, run_search, trial_rows
 from srdd_platform.space import Grid, check_space, extremes, setting
 from srdd_platform.sweep_args import SweepArgs
@@ -57,7 +57,7 @@ def run_sweep(
     preset = get_preset(args.preset)
     root = Path("runs") / args.preset
     out = args.out or (Path("runs") / args.model.name if args.model else root) / name
-    refuse_foreign(out)
+    check_place(out)
     with lazy_cluster(args, console) as cluster:
         models = ready_models(args, preset, root, out, cluster, console)
         space, grid = searchable(space, grid, load_pipeline(models.pipeline).transformer.config)

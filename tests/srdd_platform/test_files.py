@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from srdd.errors import UserError
+from srdd_platform.file_errors import explain
 from srdd_platform.files import (
     atomic_path,
     digest,
@@ -104,6 +105,36 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert found.stdout.split() == [str(errno.EFBIG)] * 2, found.stderr
     assert names(tmp_path) == ["old"]
     assert old.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("inside", "number", "named"),
+    [
+        (True, errno.EROFS, True),
+        (True, errno.EACCES, True),
+        (None, errno.ENOSPC, True),  # a write that fails names no file
+        (None, errno.EIO, False),  # it may be a read of another file
+        (False, errno.ENOENT, False),
+    ],
+)
+def test_an_error_names_the_path_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool | None, number: int, named: bool
+) -> None:
+    """And not the temporary one; an error about another file keeps that file's name."""
+    monkeypatch.chdir(tmp_path)
+    other = None if inside is None else "elsewhere"
+
+    def fail() -> None:
+        with atomic_path(Path("out")) as temporary:
+            place = str(temporary / "shard.tar") if inside else other
+            raise OSError(number, "the system says", place)
+
+    with pytest.raises(OSError, match="says") as found:
+        fail()
+    assert found.value.filename == ("out" if named else other)
+    if named:
+        assert "out" in str(explain(found.value))
+        assert ".tmp" not in str(found.value)
 
 
 def test_readers_see_the_old_file_until_the_end(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Run directories: who may write, what may change, what a resumed run keeps."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 from srdd.errors import UserError
 from srdd_platform.runs import (
     append_metrics,
+    check_place,
     cut_metrics,
     differences,
     model_dir,
@@ -77,6 +80,23 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
         process.send_signal(signal.SIGKILL)
         process.wait()
         claim(run)  # the lock died with its holder
+
+
+def test_a_place_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    check_place(run)
+    assert not run.exists()
+    with holder(run), pytest.raises(UserError, match="another process is writing"):
+        check_place(run)
+    check_place(run)  # nobody holds it now
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        check_place(tmp_path / "file" / "run")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a read-only disk
+    with pytest.raises(UserError, match=f"^{re.escape(str(run))} cannot be written"):
+        check_place(run)
 
 
 def test_the_same_process_may_not_enter_twice(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import signal
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import pyarrow
 import pytest
 import torch
 
@@ -144,9 +146,42 @@ def test_a_path_is_the_same_wherever_a_worker_runs(
 
 def test_a_filesystem_that_does_not_answer_is_given_up() -> None:
     never = threading.Event()
-    with pytest.raises(UserError, match=r"^cannot read it: no answer in 0.05 s$"):
+    with pytest.raises(
+        UserError,
+        match=r"^cannot read it: no answer in 0.05 s: check",
+    ):
         answered("cannot read it", never.wait, limit_s=0.05)
     never.set()
+
+
+class _OfLibraryError(Exception):
+    """As httpx's: no OSError."""
+
+
+_OfLibraryError.__module__ = "httpx._exceptions"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (_OfLibraryError("[Errno 111] Connection refused"), "cannot read it: Connection refused"),
+        (_OfLibraryError("[Errno -3] try again"), "cannot read it: try again"),
+        (_OfLibraryError(), "cannot read it: _OfLibraryError"),
+        (OSError("reset"), "cannot read it: reset"),
+        (pyarrow.ArrowInvalid("no"), "cannot read it: no"),
+    ],
+)
+def test_what_the_library_of_a_store_raises_is_one_line(error: Exception, said: str) -> None:
+    with pytest.raises(UserError) as found:
+        answered("cannot read it", Mock(side_effect=error))
+    assert str(found.value) == said
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), MemoryError(), UserError("as it is")])
+def test_a_bug_or_a_line_of_our_own_passes_through(error: Exception) -> None:
+    with pytest.raises(type(error)) as found:
+        answered("cannot read it", Mock(side_effect=error))
+    assert found.value is error
 
 
 @pytest.mark.parametrize("size", [5_000, 500_000])  # below and above one buffer

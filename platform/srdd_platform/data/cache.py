@@ -37,7 +37,7 @@ from srdd_platform.data.pixels import verify_png
 from srdd_platform.data.remote import StoppedError, locate
 from srdd_platform.data.store import Request
 from srdd_platform.file_errors import StoreError
-from srdd_platform.storage import store_says
+from srdd_platform.storage import from_store, store_says
 
 IN_USE_S = 600.0  # since a shard's last use, in which it is not removed
 TOUCH_S = 60.0  # between notes of a shard's use
@@ -235,7 +235,9 @@ class CachedStore:
                 file = self._place.filesystem.open_input_file(f"{self._place.root}/{shard}")
                 self._afar[shard] = file
             data: bytes = file.read_at(size, offset)
-        except (OSError, pyarrow.ArrowException) as error:
+        except Exception as error:
+            if not from_store(error):
+                raise
             why = store_says(error)
             raise StoreError(f"cannot read {self.name}/{shard}: {why}") from None
         try:

@@ -80,6 +80,11 @@ def nested(used: Collection[str], roots: Collection[str]) -> list[Note]:
         return []
     folder = escaped(os.path.dirname(min(deep)))
     what = f"{_noun('image', len(deep))} in folders inside class folders, such as {folder}/"
+    inner = {tuple(place.split("/")[:2]) for place in deep}
+    if set(roots) == {""} and len(deep) == len(used) and len({top for top, _ in inner}) == 1:
+        (top,) = {top for top, _ in inner}
+        if len(inner) > 1:  # an archive's own folder, and the classes below it
+            what += f" (are these the classes? then --path ends with {escaped(top)})"
     return [Note(len(deep), f"{what}: taken for their class")]
 
 

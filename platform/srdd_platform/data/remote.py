@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-import pyarrow
 from filelock import FileLock
 from pyarrow import fs
 
@@ -26,7 +25,7 @@ from srdd_platform import files
 from srdd_platform.data.index import load_index
 from srdd_platform.data.manifest import MANIFEST, Manifest, Shard
 from srdd_platform.location import parse_location
-from srdd_platform.storage import answered, open_store_at, store_says
+from srdd_platform.storage import answered, from_store, open_store_at, store_says
 
 CHUNK = 2**20  # bytes read at a time
 LOCK = ".fetch.lock"
@@ -236,5 +235,7 @@ def _reading(name: str) -> Iterator[None]:
     """Turn what pyarrow raises into one line that names the location."""
     try:
         yield
-    except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
+    except Exception as error:
+        if not from_store(error):
+            raise
         raise UserError(f"cannot read {name}: {store_says(error)}") from None

@@ -14,7 +14,7 @@ import base64
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -225,7 +225,8 @@ def _detail(error: dict[str, Any]) -> dict[str, Any]:
     if error["type"] == "extra_forbidden":
         message = f"unknown field; known: {', '.join(_ALLOWED)}"
     elif error["type"] == "json_invalid":
-        message = f"the body is not valid JSON: {error.get('ctx', {}).get('error', '')}"
+        why = error.get("ctx", {}).get("error", "")
+        message = f"the body is not valid JSON at character {field}: {why}"
     elif field == "body":
         message = f'{message}; give a JSON object such as {{"class": 3}}'
     elif error["type"] != "unknown_class" and field in _ALLOWED:
@@ -233,15 +234,20 @@ def _detail(error: dict[str, Any]) -> dict[str, Any]:
     return {"loc": error["loc"], "msg": message, "type": error["type"]}
 
 
+def _fields(place: Sequence[int | str]) -> list[str]:
+    """The names in the place of an error; a number is a character's position in the body."""
+    return [part for part in place[1:] if isinstance(part, str)]
+
+
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     details = [_detail(each) for each in error.errors()]
-    place = details[0]["loc"][1:]
+    fields = _fields(details[0]["loc"])
     return error_response(
         422,
-        "; ".join(": ".join([*map(str, each["loc"][1:]), each["msg"]]) for each in details),
+        "; ".join(": ".join([*_fields(each["loc"]), each["msg"]]) for each in details),
         code=details[0]["type"],
-        param=str(place[0]) if place and details[0]["type"] != "json_invalid" else None,
+        param=fields[0] if fields else None,
         detail=details,
     )
 

@@ -75,6 +75,28 @@ def test_images_inside_inner_folders_are_told(tree: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("top", ["My Photos (1)", "archive"])
+def test_the_folder_of_an_archive_above_the_classes_is_asked_about(tree: Path, top: str) -> None:
+    """Unpacked into a folder of its own, a set would be one class without a word."""
+    outer = tree.parent / "outer"
+    outer.mkdir()
+    tree.rename(outer / top)
+    (line,) = notes(outer)
+    assert line == (
+        f"10 images in folders inside class folders, such as {top}/cat/ "
+        f"(are these the classes? then --path ends with {top}): taken for their class"
+    )
+    assert notes(outer / top) == []  # the advice works
+
+
+def test_one_folder_inside_a_class_is_no_list_of_classes(tree: Path) -> None:
+    (tree / "dog").rename(tree / "cat" / "images")
+    for image in (tree / "cat").glob("*.png"):
+        image.unlink()
+    (line,) = notes(tree)
+    assert "--path" not in line
+
+
 def test_names_that_are_not_utf8_are_escaped(tree: Path) -> None:
     (tree / os.fsdecode(b"caf\xe9.d\xe9")).touch()
     (tree / "cat" / os.fsdecode(b".h\xe9")).touch()
