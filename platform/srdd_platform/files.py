@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,17 @@ def atomic_path(path: Path, *, replace_directory: bool = False) -> Iterator[Path
     except BaseException as error:
         if isinstance(error, OSError) and _concerns(error, temporary):
             error.filename, error.filename2 = str(given), None
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
+
+
+def _remove(temporary: Path) -> None:
+    """Remove what is left of a temporary path, if that can be done; the first error counts."""
+    if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        with suppress(OSError):  # a read-only disk refuses this too
+            temporary.unlink(missing_ok=True)
 
 
 def _concerns(error: OSError, temporary: Path) -> bool:
@@ -88,7 +94,7 @@ def write_once(path: Path, data: bytes) -> bool:
     except FileExistsError:
         return False
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
     return True
 
 

@@ -249,4 +249,6 @@ def store_says(error: BaseException) -> str:
     text = re.sub(r"//[^/@\s]*@", "//***@", text)
     text = re.sub(r"^\[Errno -?\d+\] ", "", text)
     text = re.sub(r"\.? Detail: \[errno \d+\].*", "", text)[:200]
-    return text or type(error).__name__
+    if not isinstance(error, OSError | ValueError | NotImplementedError):  # of an HTTP client
+        text = f"{text or type(error).__name__}: check the location and the network"
+    return text
