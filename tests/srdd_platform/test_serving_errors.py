@@ -196,16 +196,19 @@ def test_another_method_is_told_which_is_allowed(
     assert (answer.status_code, answer.headers["allow"]) == (405, allow)
     assert answer.headers["content-type"] == "application/json"
     if method != "HEAD":
-        assert answer.json()["error"]["code"] == "method_not_allowed"
+        error = answer.json()["error"]
+        assert error["code"] == "method_not_allowed"
+        assert error["message"] == f"{path} does not take {method}: use {allow}"
 
 
 def test_an_unknown_path_is_json(service: Service) -> None:
     (answer,) = ask(service, {"method": "GET", "url": "/v1/image/generations"})
     assert answer.status_code == 404
+    message = "there is nothing at /v1/image/generations: GET /openapi.json lists the paths"
     assert answer.json() == {
-        "detail": "Not Found",
+        "detail": message,
         "error": {
-            "message": "Not Found",
+            "message": message,
             "type": "invalid_request_error",
             "param": None,
             "code": "not_found",

@@ -29,6 +29,10 @@ async def _refused(request: Request, error: Exception) -> Response:
         message = f"the body is not JSON in UTF-8: {error.__cause__ or message}"
     if "GET" in headers.get("Allow", ""):
         headers["Allow"] += ", HEAD"
+    if error.status_code == 404:
+        message = f"there is nothing at {request.url.path}: GET /openapi.json lists the paths"
+    elif error.status_code == 405:
+        message = f"{request.url.path} does not take {request.method}: use {headers.get('Allow')}"
     return error_response(error.status_code, message, headers=headers)
 
 
