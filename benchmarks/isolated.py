@@ -77,11 +77,12 @@ def run(
     """
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_call, args=(function, arguments, sender, str(log), limit_s))
-    process.start()
     began = time.monotonic()
-    sender.close()
     end: _End | None = None
     try:
+        process.start()
+        began = time.monotonic()
+        sender.close()
         while end is None and (left := began + limit_s - time.monotonic()) > 0:
             if not receiver.poll(min(left, _TICK_S)):
                 if process.is_alive() or receiver.poll(0):
@@ -99,7 +100,8 @@ def run(
             process.join(_ENDING_S)
         died = process.exitcode
     finally:
-        _kill(process)
+        if process.pid is not None:  # else a signal came while it was being started
+            _kill(process)
         with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
             while end is None and receiver.poll(0):  # sent, and not yet read
                 if not isinstance(item := receiver.recv(), _End):
@@ -131,7 +133,10 @@ def _call(
     """What the process runs."""
     os.setsid()  # killed together with the processes that it starts
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    except FileNotFoundError:  # its folder went with a parent that was stopped just now
+        os._exit(1)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     faulthandler.enable(file=2)

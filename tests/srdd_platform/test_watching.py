@@ -53,8 +53,12 @@ def test_the_first_error_is_told_in_one_line_and_later_actions_still_run() -> No
     assert len(told) == 1
     assert told[0].startswith("Ray's metrics cannot be kept up: UnicodeEncodeError")
     assert "\n" not in told[0]
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        watcher(signal.raise_signal, signal.SIGINT)
+        watcher(interrupted)
 
 
 def test_who_is_told_may_be_what_is_broken() -> None:
