@@ -55,7 +55,8 @@ def integers(text: str, name: str) -> tuple[int, ...]:
 
 def pick_labels(pipeline: Pipeline, classes: str | None, num: int) -> Tensor:
     """Labels of ``num`` images: the classes take turns. int64 [num]."""
-    chosen = pipeline.labels(classes) if classes else list(range(len(pipeline.class_names)))
+    every = list(range(len(pipeline.class_names)))
+    chosen = every if classes is None else pipeline.labels(classes)
     return torch.tensor([chosen[i % len(chosen)] for i in range(num)])
 
 

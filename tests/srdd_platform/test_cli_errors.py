@@ -66,6 +66,7 @@ def refused(
     ("options", "message"),
     [
         (["--classes", "3,ten"], "no class 'ten': give an index below 10 or one of \"zero\", "),
+        (["--classes", ""], "no class ''"),
         (["--classes", "10"], "no class '10'"),
         (["--classes", "-1"], "no class '-1'"),
         (["--classes", "3,"], "no class ''"),

@@ -11,6 +11,7 @@ from srdd_platform.data.formats import REMEDIES
 from srdd_platform.data.tree import entries_below, extension, is_hidden, is_image
 
 SHOWN = 4  # names in a line
+_TABLES = frozenset({".csv", ".tsv", ".jsonl", ".parquet", ".xlsx"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,13 @@ def nested(used: Collection[str], roots: Collection[str]) -> list[Note]:
         if len(inner) > 1:  # an archive's own folder, and the classes below it
             what += f" (are these the classes? then --path ends with {escaped(top)})"
     return [Note(len(deep), f"{what}: taken for their class")]
+
+
+def unread_tables(root: Path) -> list[Note]:
+    """Count the files below a folder that may hold labels: worth a word where all is one class."""
+    num = sum(extension(entry.name) in _TABLES for _, entry in entries_below(root, ""))
+    what = f"{_noun('table', num)}, which may hold labels, not read: put each class's images into "
+    return [Note(num, f"{what}a folder of its own")] if num else []
 
 
 def _folder(place: str, aside: Sequence[tuple[str, str]]) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from srdd.class_names import classes_of_folders
 from srdd.errors import UserError
-from srdd_platform.data.leftovers import Note, left_aside, listed, nested
+from srdd_platform.data.leftovers import Note, left_aside, listed, nested, unread_tables
 from srdd_platform.data.pixels import Loaded, load_image, stored_side
 from srdd_platform.data.splits import find_splits
 from srdd_platform.data.tree import images_below, subfolders
@@ -178,7 +178,9 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
     def notes() -> list[Note]:
         used = {entry.origin for split in entries.values() for entry in split}
         single = [] if found.val else _single(classes, entries["train"])
-        return [*left_aside(path, used, found.aside), *nested(used, roots.values()), *single]
+        tables = unread_tables(path) if len(classes) == 1 else []
+        deep = nested(used, roots.values())
+        return [*left_aside(path, used, found.aside), *tables, *deep, *single]
 
     return Source(
         kind="folder",

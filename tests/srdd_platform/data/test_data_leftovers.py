@@ -112,6 +112,21 @@ def test_a_class_of_one_image_is_named(tree: Path) -> None:
     assert notes(tree) == ["1 class with one image, not held out (eel)"]
 
 
+def test_labels_in_a_table_beside_one_folder_are_named(tmp_path: Path) -> None:
+    """Kaggle's train.csv beside images/: all of it is one class, which is hardly meant."""
+    (tmp_path / "images").mkdir()
+    for i in range(5):
+        Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "train.csv").write_text("id,label\n0,cat\n")
+    text = (
+        "1 table, which may hold labels, not read: put each class's images into a folder of its own"
+    )
+    assert text in notes(tmp_path)
+    (tmp_path / "others").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "others" / "0.png")
+    assert text not in notes(tmp_path)
+
+
 @pytest.mark.usefixtures("without_heif")
 def test_a_folder_of_unread_images_is_named_with_the_remedy(tree: Path) -> None:
     (tree / "eel").mkdir()
