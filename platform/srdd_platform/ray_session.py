@@ -44,6 +44,7 @@ from srdd_platform.ray_environment import (
     variables_set,
     worker_settings,
 )
+from srdd_platform.ray_processes import own_process_groups
 
 STARTS = 3  # a loaded machine can miss Ray's own start limit; the next try often succeeds
 OBJECT_STORE_BYTES = 256 * 2**20  # rows and previews are small; images travel through files
@@ -176,7 +177,7 @@ def _start(num_cpus: int | None, sessions: str) -> None:
     """Start a local Ray, trying again where the machine was too slow."""
     for attempt in range(1, STARTS + 1):
         try:
-            with _quiet():
+            with _quiet(), own_process_groups():
                 ray.init(
                     address="local",
                     num_cpus=num_cpus,

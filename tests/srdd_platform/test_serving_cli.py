@@ -58,12 +58,18 @@ def to_process(process: subprocess.Popen[str]) -> None:
 
 
 def to_group(process: subprocess.Popen[str]) -> None:
-    """As a terminal does at Ctrl-C: Ray's processes get the signal too."""
+    """As a terminal does at Ctrl-C."""
     os.killpg(process.pid, signal.SIGINT)
 
 
+def terminate_group(process: subprocess.Popen[str]) -> None:
+    """As `timeout` and job control do."""
+    os.killpg(process.pid, signal.SIGTERM)
+
+
 @pytest.mark.parametrize(
-    ("end", "replicas"), [(to_process, "1"), (to_process, "2"), (to_group, "1")]
+    ("end", "replicas"),
+    [(to_process, "1"), (to_process, "2"), (to_group, "1"), (terminate_group, "1")],
 )
 def test_every_request_in_progress_is_answered(
     slow_pipeline: Path, end: Callable[[subprocess.Popen[str]], None], replicas: str
