@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -26,6 +26,10 @@ _OTHERS = {
     "https": "is the dashboard's address, which only `ray job submit` takes",
     "ray": "is for Ray Client, which cannot run trainings",
 }
+NONE_HERE = (
+    "no Ray cluster runs on this machine: start one with `ray start --head`, give --address "
+    f"{HEAD}, or leave --address out for a local Ray"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +47,7 @@ class Target:
 
     address: str  # host:port of its head
     name: str  # the option or variable that named it: --address or RAY_ADDRESS
+    found: bool = field(default=False, compare=False)  # on this machine; nobody gave its address
 
     @property
     def remedy(self) -> str:
@@ -92,7 +97,7 @@ def locate(address: str) -> Target:
         return parse(address, "--address")
     if named not in ("", "auto"):
         return parse(named, "RAY_ADDRESS")
-    return Target(address=_found(), name="--address")
+    return Target(address=_found(), name="--address", found=True)
 
 
 def parse(text: str, name: str) -> Target:
@@ -140,10 +145,7 @@ def _found() -> str:
         grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED,
     ):  # fmt: skip
         return latest
-    raise UserError(
-        "no Ray cluster runs on this machine: start one with `ray start --head`, give --address "
-        f"{HEAD}, or leave --address out for a local Ray"
-    )
+    raise UserError(NONE_HERE)
 
 
 def interpreter(target: Target) -> str:

@@ -16,17 +16,22 @@ off. What Ray reads by itself is prepared in :mod:`~srdd_platform.ray_environmen
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 
 from srdd.errors import UserError
-from srdd_platform.interrupts import Terminated, end_on_sigterm, note_terminated
-from srdd_platform.ray_address import PRIVATE, Target, interpreter, locate, wanted_token
+from srdd_platform.interrupts import end_on_sigterm
+from srdd_platform.ray_address import (
+    NONE_HERE,
+    PRIVATE,
+    Target,
+    interpreter,
+    locate,
+    wanted_token,
+)
 from srdd_platform.ray_environment import (
     LOCAL,
     OF_CLUSTERS,
@@ -44,6 +49,7 @@ from srdd_platform.ray_environment import (
     variables_set,
     worker_settings,
 )
+from srdd_platform.ray_output import quiet
 from srdd_platform.ray_processes import own_process_groups
 
 STARTS = 3  # a loaded machine can miss Ray's own start limit; the next try often succeeds
@@ -177,7 +183,7 @@ def _start(num_cpus: int | None, sessions: str) -> None:
     """Start a local Ray, trying again where the machine was too slow."""
     for attempt in range(1, STARTS + 1):
         try:
-            with _quiet(), own_process_groups():
+            with quiet(), own_process_groups():
                 ray.init(
                     address="local",
                     num_cpus=num_cpus,
@@ -216,6 +222,8 @@ def _joined(address: str) -> Iterator[Session]:
     with authentication(token):
         try:
             _join(target)
+            if target.found and any(PRIVATE in node["Labels"] for node in ray.nodes()):
+                raise UserError(NONE_HERE)  # another command's local Ray, of unseen processes
             yield Session(dashboard_url=_dashboard_url(), local=False, token=where)
         finally:
             ray.shutdown()
@@ -224,7 +232,7 @@ def _joined(address: str) -> Iterator[Session]:
 def _join(target: Target) -> None:
     """Join a cluster that answers."""
     try:
-        with _quiet():
+        with quiet():
             ray.init(
                 address=target.address,
                 runtime_env=worker_settings(interpreter(target)),
@@ -242,43 +250,6 @@ def _why(error: Exception) -> str:
         reason = f"{reason.rpartition(': ')[2]} is not a number"
     names = variables_set()
     return f"{reason}; Ray reads these variables, which are set: {names}" if names else reason
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Ray writes to the terminal while it starts for its own log, for the block.
-
-    Its C++ parts write to the standard error by its number.
-
-    Raises:
-        Terminated: SIGTERM came, which Ray itself answers with SystemExit while it starts.
-    """
-    if sys.stderr is None:
-        yield
-        return
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as written:
-        sys.stderr.flush()
-        os.dup2(written.fileno(), 2)
-        try:
-            yield
-        except SystemExit:
-            note_terminated()
-            raise Terminated from None
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            written.seek(0)
-            _log(written.read())
-
-
-def _log(text: bytes) -> None:
-    """Add a text to the logs of Ray's session, if it has one that can be written to."""
-    node = ray._private.worker._global_node
-    if text and node is not None:
-        with suppress(OSError), (Path(node.get_logs_dir_path()) / "srdd.log").open("ab") as file:
-            file.write(text)
 
 
 def _dashboard_url() -> str:

@@ -28,7 +28,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     What it is told to say goes to the standard error by its number, as its C++ parts do.
     """
-    fake = SimpleNamespace(up=False, starts=[], environments=[], failures=[], says=b"")
+    fake = SimpleNamespace(up=False, starts=[], environments=[], failures=[], says=b"", nodes=[])
 
     def init(**options: Any) -> None:
         fake.starts.append(options)
@@ -41,6 +41,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: setattr(fake, "up", False))
     monkeypatch.setattr(ray, "is_initialized", lambda: fake.up)
+    monkeypatch.setattr(ray, "nodes", lambda: fake.nodes)
     monkeypatch.setattr(ray._private.worker, "get_dashboard_url", lambda: "127.0.0.1:8265")
     monkeypatch.setattr(ray_environment, "_read_anew", lambda: None)  # a real one may be up
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
@@ -204,6 +205,23 @@ def test_encryption_without_certificates_is_refused_before_a_start(
     with pytest.raises(UserError, match=r"^RAY_USE_TLS is set, but .*/nowhere"), session():
         pytest.fail("started")
     assert not fake_ray.starts
+
+
+@pytest.mark.usefixtures("answered")
+def test_auto_leaves_a_local_ray_again_whose_processes_it_did_not_see(
+    fake_ray: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a process may have no command line for a moment; its node has the mark."""
+    monkeypatch.setattr(ray_address, "_found", lambda: "10.0.0.1:6379")
+    fake_ray.nodes = [{"Labels": {"srdd-private": "true"}}]
+    with pytest.raises(UserError, match="no Ray cluster runs on this machine"), session("auto"):
+        pytest.fail("entered another command's Ray")
+    assert not fake_ray.up
+    with session("10.0.0.1:6379") as cluster:  # a person asked for it
+        assert not cluster.local
+    fake_ray.nodes = [{"Labels": {}}]
+    with session("auto") as cluster:
+        assert not cluster.local
 
 
 @pytest.mark.usefixtures("answered")

@@ -1,0 +1,49 @@
+"""What Ray writes to the terminal while it starts, kept for its own log."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import ray
+
+from srdd_platform.interrupts import Terminated, note_terminated
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what Ray writes to the terminal while it starts for its own log, for the block.
+
+    Its C++ parts write to the standard error by its number.
+
+    Raises:
+        Terminated: SIGTERM came, which Ray itself answers with SystemExit while it starts.
+    """
+    if sys.stderr is None:
+        yield
+        return
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        sys.stderr.flush()
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        except SystemExit:
+            note_terminated()
+            raise Terminated from None
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            written.seek(0)
+            _log(written.read())
+
+
+def _log(text: bytes) -> None:
+    """Add a text to the logs of Ray's session, if it has one that can be written to."""
+    node = ray._private.worker._global_node
+    if text and node is not None:
+        with suppress(OSError), (Path(node.get_logs_dir_path()) / "srdd.log").open("ab") as file:
+            file.write(text)
