@@ -87,34 +87,26 @@ def is_told(error: str) -> bool:
     )
 
 
-def run_kind(kind: str, seeds: range, *context: object) -> None:
-    found = [text for seed in seeds if (text := trouble(kind, seed, *context))]  # type: ignore[arg-type]
+@pytest.mark.usefixtures("quiet_network")
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        pytest.param(range(FEW), id="few"),
+        pytest.param(range(FEW, FEW + MANY), id="many", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_random_inputs(
+    kind: str,
+    seeds: range,
+    tiny_pipeline: Path,
+    digits_shards: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cases = [trouble(kind, s, tiny_pipeline, digits_shards, capsys, monkeypatch) for s in seeds]
+    found = [text for text in cases if text]
     assert not found, f"{len(found)} of {len(seeds)}:\n" + "\n".join(found[:20])
-
-
-@pytest.mark.usefixtures("quiet_network")
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_few_random_inputs(
-    kind: str,
-    tiny_pipeline: Path,
-    digits_shards: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    run_kind(kind, range(FEW), tiny_pipeline, digits_shards, capsys, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quiet_network")
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_many_random_inputs(
-    kind: str,
-    tiny_pipeline: Path,
-    digits_shards: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    run_kind(kind, range(FEW, FEW + MANY), tiny_pipeline, digits_shards, capsys, monkeypatch)
 
 
 _PROCESS = """
