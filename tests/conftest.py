@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import ray
 import torch
 from message_form import faults, field_names_in, option_fields
 from safetensors.torch import load_file
@@ -74,7 +75,9 @@ def ray_session() -> Iterator[Session]:
     """The one local Ray of the test run, two CPUs; its start is tried again on a slow machine."""
     os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # trainings here are short
     with session(num_cpus=2) as cluster:
-        yield cluster
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ray, "shutdown", lambda: None)  # no test may end what others use
+            yield cluster
 
 
 @pytest.fixture(scope="session")

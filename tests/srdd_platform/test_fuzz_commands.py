@@ -36,6 +36,7 @@ def quiet_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RayWouldStartError
 
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
