@@ -31,10 +31,11 @@ from benchmarks.command import DTYPES
 from benchmarks.memory import storage_bytes, weight_bytes
 from benchmarks.sizes import Size
 from benchmarks.weights import random_pipeline, with_mask
-from srdd import Pipeline, SamplerConfig, sampling
+from srdd import Pipeline, SamplerConfig
 from srdd.errors import UserError
-from srdd.masks import Mask
-from srdd.sample_state import SampleState
+from srdd.var import sampling
+from srdd.var.masks import Mask
+from srdd.var.state import SampleState
 
 ACCELERATORS = ("int8", "compile", "graph")
 TOP_P, THRESHOLD = 0.96, 0.01
@@ -257,10 +258,10 @@ class Lab:
 
     def _accelerate(self, function: str, name: ArmName, *more: Any) -> Any:
         try:
-            accelerate = importlib.import_module("srdd.accelerate")
+            accelerate = importlib.import_module("srdd.var.accelerate")
             return getattr(accelerate, function)(self.pipeline(name.mask, name.dtype), *more)
         except (ImportError, AttributeError):
-            raise SkipArmError(f"srdd.accelerate has no {function}") from None
+            raise SkipArmError(f"srdd.var.accelerate has no {function}") from None
         except (UserError, NotImplementedError) as error:
             raise SkipArmError(str(error).strip().splitlines()[0]) from None
         except RuntimeError as error:  # out of memory too

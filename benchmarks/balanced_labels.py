@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.tables import table
-from srdd.config import SamplerConfig
-from srdd.pipeline import load_pipeline
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import load_pipeline
+from srdd_platform.core.images import to_uint8
 from srdd_platform.data import load_arrays
-from srdd_platform.drawn import draw_batches
-from srdd_platform.fidelity import Extractor, Features, load_extractor
-from srdd_platform.images import to_uint8
-from srdd_platform.kid import class_bias
-from srdd_platform.metrics import Reference, jackknife_error, measure, raw_kid
+from srdd_platform.evaluation.extractors import Extractor, Features, load_extractor
+from srdd_platform.evaluation.generate import draw_batches
+from srdd_platform.evaluation.kid import class_bias
+from srdd_platform.evaluation.metrics import Reference, jackknife_error, measure, raw_kid
 from srdd_platform.report.hypervolume import hypervolume
-from srdd_platform.sweep import HYPERVOLUME_COST, HYPERVOLUME_FID
+from srdd_platform.sweep.run import HYPERVOLUME_COST, HYPERVOLUME_FID
 
 BATCH = 250
 COLUMNS = ("fid", "inception_score", "kid_raw", "kid", "precision", "recall", "accuracy")

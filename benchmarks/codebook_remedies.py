@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srdd.config import TokenizerConfig
+from srdd.metrics.quality import psnr, ssim, to_8bit
 from srdd.rng import uniform
-from srdd.tokenizer import Tokenizer
-from srdd.train.codebook import codebook_usage
 from srdd.train.config import OptimConfig, RestartVote, TokenizerLossConfig
 from srdd.train.loop import Batch, fit
-from srdd.train.quality import psnr, ssim, to_8bit
-from srdd.train.tokenizer import TokenizerTask, to_float
+from srdd.train.var.codebook import codebook_usage
+from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.var.config import TokenizerConfig
+from srdd.var.tokenizer import Tokenizer
 
 SEED_IMAGES = 256
 _ORDER = 0x08DE8  # a stream of random numbers

@@ -35,24 +35,24 @@ from benchmarks import command, measure
 from benchmarks.sizes import SIZES
 from benchmarks.weights import random_images
 from srdd.errors import UserError
-from srdd.fields import from_dict
-from srdd.pipeline import load_tokenizer, save_tokenizer
 from srdd.presets import Preset, get_preset
-from srdd.tokenizer import Tokenizer
-from srdd.train.codebook import quantize
 from srdd.train.config import OptimConfig
 from srdd.train.ema import Ema
 from srdd.train.loop import ALONE, Batch, Task, clear_gradients
 from srdd.train.optim import build_optimizer
-from srdd.train.tokenizer import to_float
-from srdd_platform.batches import batches
-from srdd_platform.codes import FORMAT, Extraction, encode_shard
+from srdd.train.var.codebook import quantize
+from srdd.train.var.tokenizer import to_float
+from srdd.validation import from_dict
+from srdd.var.pipeline import load_tokenizer, save_tokenizer
+from srdd.var.tokenizer import Tokenizer
+from srdd_platform.core.files import write_json
+from srdd_platform.core.images import to_png
 from srdd_platform.data import ShardDataset, load_images, prepare
-from srdd_platform.files import write_json
-from srdd_platform.images import to_png
-from srdd_platform.jobs import Job, Kind, make_job
-from srdd_platform.options import Options, TransformerOptions
-from srdd_platform.tasks import build_task
+from srdd_platform.data.codes import FORMAT, Extraction, encode_shard
+from srdd_platform.train.batches import batches
+from srdd_platform.train.job import Job, Kind, make_job
+from srdd_platform.train.options import Options, TransformerOptions
+from srdd_platform.train.tasks import build_task
 
 LEAST = 0.95  # share of the rate on tensors that shards must deliver
 NOISE = 0.02  # of a share
@@ -347,7 +347,7 @@ def step_parts(bench: Bench) -> dict[str, Any]:
             latent=parts.wrapped("encoder", tokenizer.latent),
             pixels=parts.wrapped("decoder", tokenizer.pixels),
         ),
-        mock.patch("srdd.train.tokenizer.quantize", parts.wrapped("quantizer", quantize)),
+        mock.patch("srdd.train.var.tokenizer.quantize", parts.wrapped("quantizer", quantize)),
     ):
         for _ in range(period):
             with parts.timed("data"):

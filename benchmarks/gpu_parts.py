@@ -20,7 +20,7 @@ from benchmarks.gpu_timing import label
 from benchmarks.oracles import PlainOracle
 from benchmarks.weights import random_images, random_pipeline, with_mask
 from srdd import Pipeline
-from srdd.masks import Mask
+from srdd.var.masks import Mask
 
 ROOT = Path(__file__).resolve().parents[1]
 CFGS = (0.0, 1.5, 4.0)

@@ -9,7 +9,7 @@ from benchmarks import official, plain_var
 from benchmarks.official import Greedy, Official
 from benchmarks.sizes import Size
 from srdd import Pipeline
-from srdd.masks import Mask
+from srdd.var.masks import Mask
 
 
 class Oracle(Protocol):

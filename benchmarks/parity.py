@@ -23,7 +23,7 @@ from benchmarks.sizes import SIZES, Size
 from benchmarks.weights import random_images, random_pipeline
 from srdd import Pipeline, SamplerConfig
 from srdd.errors import UserError
-from srdd.masks import Mask
+from srdd.var.masks import Mask
 
 BOUND = 1e-4
 MASKS: tuple[Mask, ...] = ("block_causal", "markov")

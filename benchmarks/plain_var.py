@@ -15,9 +15,9 @@ from torch import Tensor
 from benchmarks import plain_vae
 from benchmarks.official import Greedy
 from srdd import Pipeline
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.masks import Mask, build_mask
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.masks import Mask, build_mask
 
 Cache = dict[int, tuple[Tensor, Tensor]]
 

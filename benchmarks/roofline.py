@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.masks import first_scale_seen
-from srdd.tokenizer import Tokenizer
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.masks import first_scale_seen
+from srdd.var.tokenizer import Tokenizer
 
 Rates = dict[tuple[bool, int], float]  # FLOP/s by (convolution, bytes of a number)
 _FLOAT = 4  # bytes; head, codebook and phi stay in float32

@@ -30,7 +30,7 @@ from benchmarks.command import DTYPES
 from benchmarks.measure import Call
 from benchmarks.sizes import SIZES
 from srdd.errors import UserError
-from srdd.masks import Mask
+from srdd.var.masks import Mask
 
 CFG = 1.5
 Row = dict[str, Any]

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.masks import Mask
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.masks import Mask
 
 _VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from srdd.diffusion import changed_codes, kept_maps, pruned_quantizer, snr_per_scale
 from srdd.errors import UserError
-from srdd.pipeline import load_tokenizer
-from srdd.tokenizer import Tokenizer
-from srdd.train.tokenizer import to_float
+from srdd.train.var.tokenizer import to_float
+from srdd.var.likelihood import changed_codes, kept_maps, pruned_quantizer, snr_per_scale
+from srdd.var.pipeline import load_tokenizer
+from srdd.var.tokenizer import Tokenizer
 
 BATCH = 100
 

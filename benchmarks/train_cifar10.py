@@ -38,35 +38,35 @@ from torch import Tensor
 
 from benchmarks import command
 from benchmarks.stages import Arrays, Stage, batches, load_arrays, write_json
-from srdd.classifier import Classifier, ClassifierConfig
-from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd.fields import to_dict
-from srdd.frechet import Gaussian
-from srdd.pipeline import (
-    Pipeline,
-    load_pipeline,
-    load_tokenizer,
-    save_pipeline,
-    save_tokenizer,
-)
-from srdd.png import grid, png_bytes
+from srdd.images import grid, png_bytes
+from srdd.metrics.classifier import Classifier, ClassifierConfig
+from srdd.metrics.frechet import Gaussian
+from srdd.metrics.quality import to_8bit
 from srdd.presets import PRESETS, Preset, get_preset, var_size
 from srdd.rng import image_seeds
-from srdd.sampling import sample
-from srdd.tokenizer import Tokenizer
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig
-from srdd.train.held_out import (
+from srdd.train.var.held_out import (
     BATCH,
     reconstruct,
     tokenizer_quality,
     transformer_nll,
     unigram_entropy,
 )
-from srdd.train.quality import to_8bit
-from srdd.train.tokenizer import TokenizerTask, to_float
-from srdd.train.transformer import TransformerTask
+from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.train.var.transformer import TransformerTask
+from srdd.validation import to_dict
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import (
+    Pipeline,
+    load_pipeline,
+    load_tokenizer,
+    save_pipeline,
+    save_tokenizer,
+)
+from srdd.var.sampling import sample
+from srdd.var.tokenizer import Tokenizer
 
 STAGES = ("classifier", "tokenizer", "markov", "block_causal")
 SEED_IMAGES = 256  # whose latents seed the codebook

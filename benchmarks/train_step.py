@@ -29,11 +29,11 @@ from benchmarks.command import DTYPES
 from benchmarks.sizes import SIZES, Size
 from benchmarks.weights import random_images, random_pipeline, with_mask
 from srdd import Pipeline
-from srdd.masks import Mask
-from srdd.official import from_var
 from srdd.train.config import TransformerLossConfig
 from srdd.train.loop import Batch, clear_gradients
-from srdd.train.transformer import TransformerLoss
+from srdd.train.var.transformer import TransformerLoss
+from srdd.var.masks import Mask
+from srdd.var.official.names import from_var
 
 BOUND = 1e-5
 MASKS: tuple[Mask, ...] = ("block_causal", "markov")

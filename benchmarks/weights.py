@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from benchmarks.sizes import Size
 from srdd import Pipeline, SamplerConfig
-from srdd.masks import Mask
-from srdd.tokenizer import Tokenizer
-from srdd.train.transformer import init_weights
-from srdd.transformer import ScaleTransformer
+from srdd.train.var.transformer import init_weights
+from srdd.var.masks import Mask
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 
 def random_images(size: Size, batch: int, device: torch.device, seed: int = 0) -> Tensor:

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from srdd.errors import UserError
-from srdd.fields import from_dict, to_dict
 from srdd.foreign import check_tensors
 from srdd.json_files import read_json
+from srdd.validation import from_dict, to_dict
 from srdd.weight_files import read_weights
 
 Config = TypeVar("Config")

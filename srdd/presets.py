@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
+from srdd.var.config import TokenizerConfig, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +17,7 @@ class Preset:
     transformer: TransformerConfig
     transformer_loss: TransformerLossConfig
     transformer_optim: OptimConfig
-    init_gate: float  # see srdd.train.transformer.init_weights
+    init_gate: float  # see srdd.train.var.transformer.init_weights
     classifier_optim: OptimConfig
     checkpoint_every: int  # steps
 

@@ -11,8 +11,8 @@ steps, feedback and guidance for low FID at low cost. Given again it goes on whe
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from srdd_platform.space import Grid
-from srdd_platform.sweep_cli import sweep_main
+from srdd_platform.cli.sweep import sweep_main
+from srdd_platform.sweep.space import Grid
 
 SPACE = {
     "resample_threshold": FloatDistribution(1e-4, 0.3, log=True),

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd_platform import cli, command_errors
-from srdd_platform.ray_session import Session, session
-from srdd_platform.sweep_args import SweepArgs
+from srdd_platform.cli import command_errors
+from srdd_platform.cli import main as cli
+from srdd_platform.core.ray_session import Session, session
+from srdd_platform.sweep.options import SweepArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 

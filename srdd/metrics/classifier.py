@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srdd.fields import require, settle
+from srdd.validation import require, settle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srdd.config import TokenizerConfig
-from srdd.groupnorm import GroupNorm
+from srdd.nn.groupnorm import GroupNorm
+from srdd.var.config import TokenizerConfig
 
 
 def _norm_silu(norm: nn.Module, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from srdd.fields import SPARSE, require, settle
+from srdd.validation import SPARSE, require, settle
 
 LrSchedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["float32", "bfloat16"]
@@ -71,7 +71,7 @@ class TokenizerLossConfig:
     restart_below: float = 0.5  # a code is dead below this share of an even use (see dead_codes)
     restart_vote: RestartVote = "scale"  # who says which are dead and where they go: each alike
     restart_until: float = 0.8  # share of the steps after which codes are left alone
-    entropy: float = 0.0  # weight of the entropy of soft assignments, see srdd.train.codebook
+    entropy: float = 0.0  # weight of the entropy of soft assignments, see srdd.train.var.codebook
     entropy_temperature: float = 0.1  # of distances relative to their mean over the codes
     scale_drop: float = 0.0  # share of images quantised without some of the scales but the last
     lpips: float = 0.0  # needs weights; vaex has 1.0

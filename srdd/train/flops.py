@@ -10,18 +10,18 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from srdd.classifier import Classifier, ClassifierConfig
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.cost import conditioning_flops, increment_flops, pass_flops
-from srdd.masks import views
-from srdd.tokenizer import Tokenizer
-from srdd.train.adversarial import Discriminator, patch_layers
+from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import TokenizerLossConfig, TransformerLossConfig
 from srdd.train.loop import Task
-from srdd.train.perceptual import Lpips
-from srdd.train.tokenizer import TokenizerTask
-from srdd.train.transformer import TransformerTask
+from srdd.train.var.adversarial import Discriminator, patch_layers
+from srdd.train.var.perceptual import Lpips
+from srdd.train.var.tokenizer import TokenizerTask
+from srdd.train.var.transformer import TransformerTask
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.cost import conditioning_flops, increment_flops, pass_flops
+from srdd.var.masks import views
+from srdd.var.tokenizer import Tokenizer
 
 
 def image_flops(task: Task, step: int) -> int | None:

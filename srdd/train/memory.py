@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Batch, Task, split_batch
-from srdd.train.tokenizer import TokenizerTask
-from srdd.train.transformer import TransformerTask
+from srdd.train.var.tokenizer import TokenizerTask
+from srdd.train.var.transformer import TransformerTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

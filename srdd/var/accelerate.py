@@ -12,16 +12,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from srdd.autoencoder import Decoder
 from srdd.compiling import check_compiler, compile_function
-from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd.linear import RowLinear
-from srdd.pipeline import Pipeline
-from srdd.request import check_request, visited
-from srdd.sample_state import SampleResult, SampleState
-from srdd.sampling import advance, check_finite, result_of, sample, start
-from srdd.transformer import Block
+from srdd.nn.autoencoder import Decoder
+from srdd.nn.linear import RowLinear
+from srdd.var.checks import check_request, visited
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import Pipeline
+from srdd.var.sampling import advance, check_finite, result_of, sample, start
+from srdd.var.state import SampleResult, SampleState
+from srdd.var.transformer import Block
 
 _WARM_UP_CALLS = 3  # before a capture, so that libraries have chosen their kernels
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srdd.errors import UserError
-from srdd.linear import RowLinear
-from srdd.masks import Mask, View, build_mask, first_scale_seen, neighbourhood, views
-from srdd.scales import ScaleSchedule
+from srdd.nn.linear import RowLinear
+from srdd.var.masks import Mask, View, build_mask, first_scale_seen, neighbourhood, views
+from srdd.var.scales import ScaleSchedule
 
 _MAX_LOG_SCALE = math.log(100)
 _TINY = 1e-12  # the least norm divided by (torch.nn.functional.normalize's)

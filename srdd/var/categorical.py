@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from srdd.config import SamplerConfig
-from srdd.resample import code_probs, draw
+from srdd.var.config import SamplerConfig
+from srdd.var.resample import code_probs, draw
 
 _ROWS_CPU, _ROWS_DEVICE = 256, 8192  # rows of logits at once: what the cache holds; the memory
 

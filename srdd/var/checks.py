@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd.pipeline import Pipeline
-from srdd.scales import ScaleSchedule
-from srdd.transformer import ScaleTransformer
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import Pipeline
+from srdd.var.scales import ScaleSchedule
+from srdd.var.transformer import ScaleTransformer
 
 
 def _integers(name: str, values: Tensor | Sequence[int]) -> Tensor:

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from srdd.errors import UserError
-from srdd.fields import SPARSE, require, settle
-from srdd.masks import Mask
-from srdd.scales import ScaleSchedule, check_patch_nums, settle_parent
+from srdd.validation import SPARSE, require, settle
+from srdd.var.masks import Mask
+from srdd.var.scales import ScaleSchedule, check_patch_nums, settle_parent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from srdd.autoencoder import Decoder, prepare_upsampling
-from srdd.config import TokenizerConfig, TransformerConfig
+from srdd.nn.autoencoder import Decoder, prepare_upsampling
+from srdd.var.config import TokenizerConfig, TransformerConfig
 
 
 def pass_flops(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from srdd.config import SamplerConfig
-from srdd.scales import ScaleSchedule
+from srdd.var.config import SamplerConfig
+from srdd.var.scales import ScaleSchedule
 
 
 def weights(config: SamplerConfig, schedule: ScaleSchedule) -> tuple[float, ...]:

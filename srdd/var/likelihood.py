@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.quantize import MultiScaleQuantizer
-from srdd.scales import ScaleSchedule
-from srdd.tokenizer import Tokenizer
-from srdd.transformer import ScaleTransformer
+from srdd.var.quantize import MultiScaleQuantizer
+from srdd.var.scales import ScaleSchedule
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 
 def kept_codes(schedule: ScaleSchedule, codes_BL: Tensor, kept: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from srdd.scales import ScaleSchedule
+from srdd.var.scales import ScaleSchedule
 
 Mask = Literal["block_causal", "markov", "previous", "markov_local"]
 MASKS: tuple[Mask, ...] = get_args(Mask)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srdd.scales import ScaleSchedule
+from srdd.var.scales import ScaleSchedule
 
 
 def phi_of_scale(patch_nums: tuple[int, ...], num_phi: int) -> dict[int, int]:

@@ -18,12 +18,12 @@ import torch
 
 from srdd.checkpoint import build_empty, load_weights, read_config, save_model
 from srdd.class_names import find, find_all, readable
-from srdd.config import SamplerConfig, TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.fields import from_dict, to_dict
 from srdd.json_files import read_json
-from srdd.tokenizer import Tokenizer
-from srdd.transformer import ScaleTransformer
+from srdd.validation import from_dict, to_dict
+from srdd.var.config import SamplerConfig, TokenizerConfig, TransformerConfig
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

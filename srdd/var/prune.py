@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd.config import SamplerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.masks import first_scale_seen
-from srdd.pipeline import Pipeline
-from srdd.request import visited
-from srdd.tokenizer import Tokenizer
-from srdd.train.warm_start import copy_weights
-from srdd.transformer import ScaleTransformer
+from srdd.var.checks import visited
+from srdd.var.config import SamplerConfig, TransformerConfig
+from srdd.var.masks import first_scale_seen
+from srdd.var.pipeline import Pipeline
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
+from srdd.var.warm_start import copy_weights
 
 
 def prune_tokenizer(tokenizer: Tokenizer, patch_nums: tuple[int, ...]) -> Tokenizer:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srdd.phi import PhiBank
-from srdd.scales import ScaleSchedule
+from srdd.var.phi import PhiBank
+from srdd.var.scales import ScaleSchedule
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd.config import SamplerConfig
+from srdd.var.config import SamplerConfig
 
 
 def truncate(probs_nV: Tensor, config: SamplerConfig) -> Tensor:

@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd import guidance
-from srdd.attention import KVCache
-from srdd.config import SamplerConfig
-from srdd.cost import conditioning_flops, decoder_flops, increment_flops, pass_flops
 from srdd.errors import UserError
-from srdd.law import CodeLaw
-from srdd.masks import views
-from srdd.pipeline import Pipeline
-from srdd.request import check_request, visited
-from srdd.resample import candidates
 from srdd.rng import image_seeds, uniform
-from srdd.sample_state import Preview, SampleResult, SampleState, select
+from srdd.var import guidance
+from srdd.var.attention import KVCache
+from srdd.var.categorical import CodeLaw
+from srdd.var.checks import check_request, visited
+from srdd.var.config import SamplerConfig
+from srdd.var.cost import conditioning_flops, decoder_flops, increment_flops, pass_flops
+from srdd.var.masks import views
+from srdd.var.pipeline import Pipeline
+from srdd.var.resample import candidates
+from srdd.var.state import Preview, SampleResult, SampleState, select
 
 _DRAW = 0x5A  # the stream of uniforms that codes are drawn with
 _STEPS = 1 << 32  # more passes than any scale has: numbers the evaluations

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from srdd.attention import AttentionConstants, KVCache
-from srdd.transformer import Conditioning
+from srdd.var.attention import AttentionConstants, KVCache
+from srdd.var.transformer import Conditioning
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from srdd.autoencoder import Decoder, Encoder, decode_chunk, in_chunks, prepare_upsampling
-from srdd.config import TokenizerConfig
 from srdd.errors import UserError
-from srdd.quantize import MultiScaleQuantizer, Quantized
-from srdd.scales import ScaleSchedule
+from srdd.nn.autoencoder import Decoder, Encoder, decode_chunk, in_chunks, prepare_upsampling
+from srdd.var.config import TokenizerConfig
+from srdd.var.quantize import MultiScaleQuantizer, Quantized
+from srdd.var.scales import ScaleSchedule
 
 
 class Tokenizer(nn.Module):

@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srdd.attention import (
+from srdd.errors import UserError
+from srdd.nn.linear import RowLinear
+from srdd.rng import hash_counters, uniform
+from srdd.var.attention import (
     AttentionConstants,
     Backend,
     KVCache,
@@ -20,13 +23,10 @@ from srdd.attention import (
     attention_constants,
     choose_backend,
 )
-from srdd.config import TransformerConfig
-from srdd.errors import UserError
-from srdd.linear import RowLinear
-from srdd.masks import View, neighbourhood
-from srdd.quantize import MultiScaleQuantizer
-from srdd.rng import hash_counters, uniform
-from srdd.scales import ScaleSchedule
+from srdd.var.config import TransformerConfig
+from srdd.var.masks import View, neighbourhood
+from srdd.var.quantize import MultiScaleQuantizer
+from srdd.var.scales import ScaleSchedule
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 

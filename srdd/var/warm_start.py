@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from srdd.config import TransformerConfig
 from srdd.errors import UserError
-from srdd.scales import ScaleSchedule
-from srdd.transformer import ScaleTransformer
+from srdd.var.config import TransformerConfig
+from srdd.var.scales import ScaleSchedule
+from srdd.var.transformer import ScaleTransformer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

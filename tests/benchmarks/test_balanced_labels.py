@@ -3,8 +3,8 @@
 import torch
 
 from benchmarks.balanced_labels import Drawn, estimators, kid_of_halves
-from srdd_platform.fidelity import Features
-from srdd_platform.metrics import Reference
+from srdd_platform.evaluation.extractors import Features
+from srdd_platform.evaluation.metrics import Reference
 
 
 def clusters(n: int, seed: int) -> Drawn:

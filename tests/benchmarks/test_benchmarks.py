@@ -22,7 +22,7 @@ from benchmarks import (
 from benchmarks.measure import Spread, Timing, ratios
 from benchmarks.sizes import SIZES
 from srdd import Pipeline, SamplerConfig
-from srdd.masks import Mask
+from srdd.var.masks import Mask
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY, CPU = SIZES["tiny"], torch.device("cpu")

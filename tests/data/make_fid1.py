@@ -20,20 +20,20 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from srdd.checkpoint import save_model
-from srdd.classifier import Classifier, ClassifierConfig
-from srdd.config import SamplerConfig, TokenizerConfig, TransformerConfig
-from srdd.pipeline import Pipeline, save_pipeline
+from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.presets import digits
-from srdd.tokenizer import Tokenizer
-from srdd.train.transformer import init_weights
-from srdd.transformer import ScaleTransformer
+from srdd.train.var.transformer import init_weights
+from srdd.var.config import SamplerConfig, TokenizerConfig, TransformerConfig
+from srdd.var.pipeline import Pipeline, save_pipeline
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 from srdd_platform.data import prepare
-from srdd_platform.distill import Distillation, distill
-from srdd_platform.evaluate import EvaluationConfig
-from srdd_platform.options import TransformerOptions
-from srdd_platform.space import Grid
-from srdd_platform.sweep import run_sweep
-from srdd_platform.sweep_args import SweepArgs
+from srdd_platform.distill.run import Distillation, distill
+from srdd_platform.evaluation.evaluator import EvaluationConfig
+from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.run import run_sweep
+from srdd_platform.sweep.space import Grid
+from srdd_platform.train.options import TransformerOptions
 
 CLASSES, IMAGES = 3, 40  # of each class
 LEFT_OUT = ("grids", "checkpoints", "tensorboard", "report", ".lock", "throughput.jsonl")

@@ -9,7 +9,7 @@ import torch
 
 from srdd.presets import cifar10
 from srdd.train.loop import Batch, fit
-from srdd.train.tokenizer import TokenizerTask
+from srdd.train.var.tokenizer import TokenizerTask
 
 torch.set_num_threads(1)
 preset = cifar10()

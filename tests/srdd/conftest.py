@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig
-from srdd.attention import attend_scales
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.masks import Mask
-from srdd.scales import ScaleSchedule
-from srdd.tokenizer import Tokenizer
-from srdd.train.transformer import init_weights
-from srdd.transformer import Conditioning, ScaleTransformer
+from srdd.train.var.transformer import init_weights
+from srdd.var.attention import attend_scales
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.masks import Mask
+from srdd.var.scales import ScaleSchedule
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import Conditioning, ScaleTransformer
 
 
 @torch.no_grad()

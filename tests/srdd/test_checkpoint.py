@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from srdd import Pipeline, SamplerConfig, load_pipeline, sample
 from srdd.errors import UserError
-from srdd.masks import MASKS, Mask
-from srdd.pipeline import load_tokenizer, save_pipeline, save_tokenizer
+from srdd.var.masks import MASKS, Mask
+from srdd.var.pipeline import load_tokenizer, save_pipeline, save_tokenizer
 
 MakePipeline = Callable[..., Pipeline]
 LABELS = torch.arange(4)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig
-from srdd.accelerate import check_accelerators, make_sampler
 from srdd.compiling import check_compiler, check_machine, compile_function
 from srdd.devices import find_device
 from srdd.errors import UserError
+from srdd.var.accelerate import check_accelerators, make_sampler
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 MakePipeline = Callable[..., Pipeline]

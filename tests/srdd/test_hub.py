@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from srdd import Pipeline, load_pipeline
 from srdd.errors import UserError
-from srdd.pipeline import save_pipeline
+from srdd.var.pipeline import save_pipeline
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -17,19 +17,19 @@ from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig
 from srdd.checkpoint import save_model
-from srdd.classifier import ClassifierConfig
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.masks import Mask
-from srdd.pipeline import load_pipeline, save_pipeline
-from srdd.tokenizer import Tokenizer
+from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Batch, fit
-from srdd.train.transformer import init_weights
-from srdd.transformer import ScaleTransformer
+from srdd.train.var.transformer import init_weights
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.masks import Mask
+from srdd.var.pipeline import load_pipeline, save_pipeline
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
+from srdd_platform.core.runs import read_metrics
 from srdd_platform.data import GlobalBatchSampler, load_arrays, prepare
-from srdd_platform.fidelity import Extractor, load_extractor
-from srdd_platform.runs import read_metrics
+from srdd_platform.evaluation.extractors import Extractor, load_extractor
 
 TINY_MASKS: tuple[Mask, ...] = ("markov", "block_causal")
 

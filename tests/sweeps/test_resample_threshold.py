@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from srdd.checkpoint import save_model
-from srdd.classifier import Classifier, ClassifierConfig
-from srdd.config import SamplerConfig, TokenizerConfig, TransformerConfig
-from srdd.pipeline import Pipeline, load_pipeline, save_pipeline
-from srdd.tokenizer import Tokenizer
-from srdd.train.transformer import init_weights
-from srdd.transformer import ScaleTransformer
+from srdd.metrics.classifier import Classifier, ClassifierConfig
+from srdd.train.var.transformer import init_weights
+from srdd.var.config import SamplerConfig, TokenizerConfig, TransformerConfig
+from srdd.var.pipeline import Pipeline, load_pipeline, save_pipeline
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 from srdd_platform.data import prepare
-from srdd_platform.protocol import PROTOCOL
+from srdd_platform.evaluation.protocol import PROTOCOL
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIALS = 14

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from srdd.errors import UserError
-from srdd_platform.file_errors import explain
-from srdd_platform.interrupts import terminated
-from srdd_platform.terminal import prepare_streams
+from srdd_platform.cli.terminal import prepare_streams
+from srdd_platform.core.file_errors import explain
+from srdd_platform.core.interrupts import terminated
 
 
 def guarded(action: Callable[[], None]) -> None:
@@ -34,7 +34,7 @@ def guarded(action: Callable[[], None]) -> None:
     except BrokenPipeError:
         os._exit(1)
     except (MemoryError, RuntimeError) as error:
-        from srdd_platform.out_of_memory import is_out_of_memory
+        from srdd_platform.train.out_of_memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

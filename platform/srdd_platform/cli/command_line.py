@@ -1,4 +1,4 @@
-"""Read the command line into dataclasses, every path in it by :mod:`srdd_platform.location`."""
+"""Read the command line into dataclasses; paths follow :mod:`srdd_platform.core.location`."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from srdd_platform.location import parse_path
+from srdd_platform.core.location import parse_path
 
 
 def parse_command(command: Any, **settings: Any) -> Any:

@@ -11,8 +11,9 @@ from rich.console import Console
 from torch import Tensor
 
 from srdd.checkpoint import save_tensors
-from srdd.config import TransformerConfig
-from srdd.convert import (
+from srdd.errors import UserError
+from srdd.var.config import TransformerConfig
+from srdd.var.official.convert import (
     LAYOUT_MASK,
     Source,
     build_pipeline,
@@ -20,16 +21,15 @@ from srdd.convert import (
     tokenizer_source,
     transformer_source,
 )
-from srdd.errors import UserError
-from srdd.official import share_quant_resi, to_var, to_vqvae
-from srdd.pipeline import Pipeline, load_pipeline, save_pipeline
+from srdd.var.official.names import share_quant_resi, to_var, to_vqvae
+from srdd.var.pipeline import Pipeline, load_pipeline, save_pipeline
 from srdd.weight_files import read_weights
-from srdd_platform.draw import integers
-from srdd_platform.files import atomic_path
-from srdd_platform.label_files import read_class_names
+from srdd_platform.cli.sample import integers
+from srdd_platform.core.files import atomic_path
+from srdd_platform.data.label_files import read_class_names
 
 if TYPE_CHECKING:
-    from srdd_platform.convert_cli import Convert, Export
+    from srdd_platform.cli.convert_options import Convert, Export
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 

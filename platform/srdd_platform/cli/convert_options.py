@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from srdd.masks import Mask
+from srdd.var.masks import Mask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +23,7 @@ class Convert:
 
     def run(self, console: Console) -> None:
         """Read, check and write."""
-        from srdd_platform.convert import convert_to
+        from srdd_platform.cli.convert import convert_to
 
         convert_to(self, console)
 
@@ -38,6 +38,6 @@ class Export:
 
     def run(self, console: Console) -> None:
         """Load and write."""
-        from srdd_platform.convert import export_to
+        from srdd_platform.cli.convert import export_to
 
         export_to(self, console)

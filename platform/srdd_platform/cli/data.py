@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from srdd.class_names import escaped
 from srdd.errors import UserError
-from srdd_platform.data_options import ReadOptions, left_out
+from srdd_platform.data.options import ReadOptions, left_out
 
 SourceName = Literal["digits", "folder"]
 RecipeName = Literal["mini-imagenet", "sun397", "ffhq", "afhq", "cifar10", "imagenet"]
@@ -99,10 +99,10 @@ class DataEncode(ReadOptions):
 
     def run(self, console: Console) -> None:
         """Encode under Ray."""
-        from srdd_platform.code_places import codes_dir
-        from srdd_platform.codes import encode
-        from srdd_platform.data_options import inspected
-        from srdd_platform.ray_session import session
+        from srdd_platform.core.ray_session import session
+        from srdd_platform.data.code_places import codes_dir
+        from srdd_platform.data.codes import encode
+        from srdd_platform.data.options import inspected
 
         self.check_read()
         store = self.open(self.data)

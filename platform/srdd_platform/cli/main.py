@@ -9,18 +9,18 @@ from rich.console import Console
 
 from srdd.compiling import check_machine
 from srdd.errors import UserError
-from srdd.masks import Mask
 from srdd.presets import get_preset
-from srdd_platform.command_errors import guarded
-from srdd_platform.command_line import parse_command
-from srdd_platform.convert_cli import Convert, Export
-from srdd_platform.data_cli import Data
-from srdd_platform.interrupts import end_on_sigterm
-from srdd_platform.option_names import as_option
-from srdd_platform.options import Options, TransformerOptions
-from srdd_platform.ray_settings import check_settings
-from srdd_platform.terminal import Terminal
-from srdd_platform.tokenizer_options import TokenizerOptions
+from srdd.var.masks import Mask
+from srdd_platform.cli.command_errors import guarded
+from srdd_platform.cli.command_line import parse_command
+from srdd_platform.cli.convert_options import Convert, Export
+from srdd_platform.cli.data import Data
+from srdd_platform.cli.terminal import Terminal
+from srdd_platform.core.interrupts import end_on_sigterm
+from srdd_platform.core.option_names import as_option
+from srdd_platform.core.ray_settings import check_settings
+from srdd_platform.train.options import Options, TransformerOptions
+from srdd_platform.train.tokenizer_options import TokenizerOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,17 +38,17 @@ class TrainOptions:
         self, kind: Literal["tokenizer", "transformer", "classifier"], console: Console, **more: Any
     ) -> None:
         """Train one model under Ray."""
-        from srdd_platform.codes import encode
-        from srdd_platform.extend import extends, is_finished
-        from srdd_platform.jobs import make_job
-        from srdd_platform.launch import train
-        from srdd_platform.ray_session import session
-        from srdd_platform.runs import check_place
+        from srdd_platform.core.ray_session import session
+        from srdd_platform.core.runs import check_place
+        from srdd_platform.data.codes import encode
+        from srdd_platform.train.extend import extends, is_finished
+        from srdd_platform.train.job import make_job
+        from srdd_platform.train.launcher import train
 
         preset = get_preset(self.preset)
         job = make_job(kind, preset, self.data, self.out, self.training, **more)
         if self.dry_run:
-            from srdd_platform.dry_run import dry_run
+            from srdd_platform.train.dry_run import dry_run
 
             dry_run(job, console)
             return
@@ -76,7 +76,7 @@ class TrainOptions:
 
 
 def _print_validation(run: Path, console: Console) -> None:
-    from srdd_platform.files import read_json
+    from srdd_platform.core.files import read_json
 
     found = read_json(run / "validation.json")
     text = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
@@ -132,15 +132,15 @@ class TrainDistill(TrainOptions):
 
     def run(self, console: Console) -> None:
         """Train the stages, and print the table."""
-        from srdd_platform.distill import (
+        from srdd_platform.core.location import parse_location
+        from srdd_platform.distill.run import (
             Distillation,
             distill,
             dry_run_stages,
             parse_stages,
             stage_steps,
         )
-        from srdd_platform.evaluate import EvaluationConfig
-        from srdd_platform.location import parse_location
+        from srdd_platform.evaluation.evaluator import EvaluationConfig
 
         preset = get_preset(self.preset)
         evaluation = EvaluationConfig(
@@ -187,7 +187,7 @@ class Sample:
 
     def run(self, console: Console) -> None:
         """Draw and write."""
-        from srdd_platform.draw import draw_to
+        from srdd_platform.cli.sample import draw_to
 
         draw_to(self, console)
 

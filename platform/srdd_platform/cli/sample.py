@@ -11,18 +11,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from srdd.accelerate import check_accelerators, make_sampler
-from srdd.config import SamplerConfig
 from srdd.devices import find_device
 from srdd.errors import UserError
-from srdd.pipeline import Pipeline, load_pipeline
-from srdd.png import grid
+from srdd.images import grid
 from srdd.rng import image_seeds
-from srdd_platform.files import atomic_path, write_bytes
-from srdd_platform.images import to_png, to_uint8
+from srdd.var.accelerate import check_accelerators, make_sampler
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import Pipeline, load_pipeline
+from srdd_platform.core.files import atomic_path, write_bytes
+from srdd_platform.core.images import to_png, to_uint8
 
 if TYPE_CHECKING:
-    from srdd_platform.cli import Sample
+    from srdd_platform.cli.main import Sample
 
 _SAMPLE = re.compile(r"\d{6,}\.png")
 _IMAGES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from optuna.distributions import BaseDistribution
 
-from srdd_platform.command_errors import guarded
-from srdd_platform.command_line import parse_command
-from srdd_platform.ray_settings import check_settings
-from srdd_platform.space import Grid
-from srdd_platform.sweep_args import SweepArgs
-from srdd_platform.terminal import Terminal
+from srdd_platform.cli.command_errors import guarded
+from srdd_platform.cli.command_line import parse_command
+from srdd_platform.cli.terminal import Terminal
+from srdd_platform.core.ray_settings import check_settings
+from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.space import Grid
 
 
 def sweep_main(
@@ -20,7 +20,7 @@ def sweep_main(
     def action() -> None:
         args = parse_command(SweepArgs, description=doc)
         check_settings()  # before Ray is imported
-        from srdd_platform.sweep import run_sweep
+        from srdd_platform.sweep.run import run_sweep
 
         run_sweep(name, space, grid, args, Terminal())
 

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from srdd.devices import find_device
-from srdd_platform.ray_session import Session, session
-from srdd_platform.sweep_args import SweepArgs
+from srdd_platform.core.ray_session import Session, session
+from srdd_platform.sweep.options import SweepArgs
 
 
 class Cluster:

@@ -13,7 +13,7 @@ from typing import Any
 
 from srdd import json_files
 from srdd.errors import UserError
-from srdd_platform.file_errors import is_full
+from srdd_platform.core.file_errors import is_full
 
 
 @contextmanager

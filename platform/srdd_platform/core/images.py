@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srdd.png import grid
-from srdd_platform.files import write_bytes
+from srdd.images import grid
+from srdd_platform.core.files import write_bytes
 
 
 def to_uint8(images: Tensor) -> Tensor:

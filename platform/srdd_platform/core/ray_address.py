@@ -15,7 +15,7 @@ from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from srdd.errors import UserError
-from srdd_platform.ray_environment import certificates, find_token, token_place
+from srdd_platform.core.ray_environment import certificates, find_token, token_place
 
 ANSWER_S = 10.0
 PRIVATE = "srdd-private"  # a label of the node: a local Ray of one command, which nobody joins

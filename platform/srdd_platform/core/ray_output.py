@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ray
 
-from srdd_platform.interrupts import Terminated, note_terminated
+from srdd_platform.core.interrupts import Terminated, note_terminated
 
 
 @contextmanager

@@ -9,8 +9,8 @@ Three ways in::
 
 The dashboard of a local Ray listens on the loopback interface alone. Ray lets its pages ask once
 for a token, because its other ports are open to the network; ``RAY_AUTH_MODE=disabled`` turns that
-off. What Ray reads by itself is prepared in :mod:`~srdd_platform.ray_environment`;
-:mod:`~srdd_platform.ray_address` finds the cluster that an address means.
+off. What Ray reads by itself is prepared in :mod:`~srdd_platform.core.ray_environment`;
+:mod:`~srdd_platform.core.ray_address` finds the cluster that an address means.
 """
 
 import logging
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import ray
 
 from srdd.errors import UserError
-from srdd_platform.interrupts import end_on_sigterm
-from srdd_platform.ray_address import (
+from srdd_platform.core.interrupts import end_on_sigterm
+from srdd_platform.core.ray_address import (
     NONE_HERE,
     PRIVATE,
     Target,
@@ -32,7 +32,7 @@ from srdd_platform.ray_address import (
     locate,
     wanted_token,
 )
-from srdd_platform.ray_environment import (
+from srdd_platform.core.ray_environment import (
     LOCAL,
     OF_CLUSTERS,
     authentication,
@@ -49,8 +49,8 @@ from srdd_platform.ray_environment import (
     variables_set,
     worker_settings,
 )
-from srdd_platform.ray_output import quiet
-from srdd_platform.ray_processes import own_process_groups
+from srdd_platform.core.ray_output import quiet
+from srdd_platform.core.ray_processes import own_process_groups
 
 STARTS = 3  # a loaded machine can miss Ray's own start limit; the next try often succeeds
 OBJECT_STORE_BYTES = 256 * 2**20  # rows and previews are small; images travel through files

@@ -5,10 +5,10 @@
     config.json       kind, code version, settings (compared on resume) and runtime (not compared)
     metrics.jsonl     one object with ``step`` and the losses a line; equal runs write equal bytes
     throughput.jsonl  the same steps with what a clock says: ``time`` (seconds since 1970),
-                      ``images_per_s``, ``mfu``, ``data_wait`` (see srdd_platform.meter)
+                      ``images_per_s``, ``mfu``, ``data_wait`` (see srdd_platform.train.monitor)
     warnings.jsonl    errors of what only watches the run: metrics, previews, speeds
-    grids/            step_NNNNNN.png, samples or reconstructions (see srdd_platform.grids)
-    tensorboard/      event files, written anew from the files above (see srdd_platform.events)
+    grids/            step_NNNNNN.png, samples or reconstructions (see train/previews.py)
+    tensorboard/      event files, written anew from the files above (see train/tensorboard.py)
     checkpoints/      step_NNNNNN/
     validation.json   what the finished model reaches on the held-out split
     model/            the finished model or pipeline directory
@@ -26,8 +26,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from srdd.errors import UserError
-from srdd.pipeline import is_pipeline
-from srdd_platform.files import can_write, read_json, write_bytes, write_json
+from srdd.var.pipeline import is_pipeline
+from srdd_platform.core.files import can_write, read_json, write_bytes, write_json
 
 CONFIG = "config.json"
 METRICS, THROUGHPUT = "metrics.jsonl", "throughput.jsonl"
@@ -36,7 +36,7 @@ _LOCK = ".lock"
 
 def code_version() -> str:
     """The package's version, and the commit where the code is a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return version("srdd")
     try:

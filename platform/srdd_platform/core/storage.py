@@ -25,7 +25,7 @@ from pyarrow import fs
 
 from srdd.errors import UserError
 from srdd.json_files import parse_json
-from srdd_platform.location import Location, parse_location
+from srdd_platform.core.location import Location, parse_location
 
 ANSWER_S = 30.0  # for a filesystem that does not answer; clients themselves try for many minutes
 SNAPSHOT = "checkpoint_manager_snapshot.json"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from srdd_platform.file_errors import explain
+from srdd_platform.core.file_errors import explain
 
 WARNINGS = "warnings.jsonl"  # in a run directory: messages of its first worker to the launcher
 

@@ -7,7 +7,7 @@
     <run>/codes/<key>             of a training that finds none, where the tokenizer's folder
                                   cannot be written
 
-``<key>`` is explained in :mod:`srdd_platform.codes`.
+``<key>`` is explained in :mod:`srdd_platform.data.codes`.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from srdd.checkpoint import read_config
-from srdd.config import TokenizerConfig
 from srdd.errors import UserError
-from srdd.pipeline import is_pipeline
+from srdd.var.config import TokenizerConfig
+from srdd.var.pipeline import is_pipeline
+from srdd_platform.core.files import can_write, digest, read_json, sha256_file
+from srdd_platform.core.runs import CONFIG, tokenizer_dir
 from srdd_platform.data import Augmentation, Manifest, Store
 from srdd_platform.data.damage import Skipped
-from srdd_platform.files import can_write, digest, read_json, sha256_file
-from srdd_platform.runs import CONFIG, tokenizer_dir
 
 MAX_VIEWS = 1024
 

@@ -8,7 +8,7 @@
         labels  int32 [n]
         keys    uint8 [n, w], the samples' keys in the image shards, padded with zeros
 
-They may be elsewhere (:mod:`srdd_platform.code_places`). ``<key>`` is a hash of the data's
+They may be elsewhere (:mod:`srdd_platform.data.code_places`). ``<key>`` is a hash of the data's
 manifest, the tokenizer's weights, the scales where they were pruned, the augmentation, and damaged
 samples that were left out, so codes never outlive any of them; both masks train on the same ones.
 View v of a training image is its random crop (and flip) number v, of shards prepared with ``keep``;
@@ -30,17 +30,17 @@ from torch import Tensor
 
 from srdd.checkpoint import save_tensors
 from srdd.errors import UserError
-from srdd.pipeline import load_tokenizer
-from srdd.train.tokenizer import to_float
-from srdd_platform.code_places import codes_dir, view_augmentation
+from srdd.train.var.tokenizer import to_float
+from srdd.var.pipeline import load_tokenizer
+from srdd_platform.core.files import atomic_path, can_write, read_json, write_json
+from srdd_platform.core.location import parse_location
+from srdd_platform.core.runs import tokenizer_dir
 from srdd_platform.data import ShardDataset, stacked
 from srdd_platform.data.ahead import read_ahead
+from srdd_platform.data.code_places import codes_dir, view_augmentation
 from srdd_platform.data.damage import Skipped
+from srdd_platform.data.options import ReadOptions, inspected
 from srdd_platform.data.sources import VIEW_DRAWS
-from srdd_platform.data_options import ReadOptions, inspected
-from srdd_platform.files import atomic_path, can_write, read_json, write_json
-from srdd_platform.location import parse_location
-from srdd_platform.runs import tokenizer_dir
 
 FORMAT = "srdd-codes-1"
 BATCH = 64

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from srdd.errors import UserError
-from srdd_platform import files
+from srdd_platform.core import files
 from srdd_platform.data.index import load_index, sample_key
 from srdd_platform.data.manifest import Manifest, Shard
 from srdd_platform.data.modes import BadImageError

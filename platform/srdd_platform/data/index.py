@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from srdd_platform import files
+from srdd_platform.core import files
 from srdd_platform.data.manifest import Shard
 
 MEMBERS = frozenset({"cls", "json", "png"})

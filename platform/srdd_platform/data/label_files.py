@@ -24,7 +24,7 @@ from typing import Any
 
 from srdd.class_names import readable, unquoted
 from srdd.errors import UserError
-from srdd_platform.files import read_text
+from srdd_platform.core.files import read_text
 
 _KEYS = ("id2label", "label2id", "class_to_idx", "names")
 _INDEX_FIRST = re.compile(r'"?(?P<index>\d{1,9})"?\s*[\s,;:]\s*(?P<name>\S.*)')

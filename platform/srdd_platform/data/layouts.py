@@ -15,9 +15,9 @@ from pathlib import Path
 
 from srdd.class_names import classes_of_folders, normalise, readable
 from srdd.errors import UserError
+from srdd_platform.core.files import read_text
 from srdd_platform.data.sources import Reader, tree_reader
 from srdd_platform.data.tree import images_below, subfolders
-from srdd_platform.files import read_text
 
 PARTS = ("train", "val", "test")
 ALL = "all"  # the part of images that have none

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from srdd.errors import UserError
-from srdd_platform import files
+from srdd_platform.core import files
 from srdd_platform.data.leftovers import Note
 from srdd_platform.data.pixels import stored_side
 

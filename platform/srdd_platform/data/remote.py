@@ -1,7 +1,7 @@
 """Shard directories elsewhere: copied to a local disk, whole and verified, before they are read.
 
-A location is what :mod:`srdd_platform.location` takes. Shards are copied side by side, each under
-a temporary name until its SHA-256 is the manifest's; ``manifest.json`` is written last, so a
+A location is what :mod:`srdd_platform.core.location` takes. Shards are copied side by side, each
+under a temporary name until its SHA-256 is the manifest's; ``manifest.json`` is written last, so a
 directory that has one is whole. A copy that was stopped goes on with the shards that are missing;
 of several processes one copies.
 """
@@ -21,11 +21,11 @@ from pyarrow import fs
 
 from srdd.errors import UserError
 from srdd.json_files import parse_json
-from srdd_platform import files
+from srdd_platform.core import files
+from srdd_platform.core.location import parse_location
+from srdd_platform.core.storage import answered, from_store, open_store_at, store_says
 from srdd_platform.data.index import load_index
 from srdd_platform.data.manifest import MANIFEST, Manifest, Shard
-from srdd_platform.location import parse_location
-from srdd_platform.storage import answered, from_store, open_store_at, store_says
 
 CHUNK = 2**20  # bytes read at a time
 LOCK = ".fetch.lock"

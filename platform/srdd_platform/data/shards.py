@@ -19,7 +19,8 @@ from pathlib import Path
 import webdataset as wds
 
 from srdd.errors import UserError
-from srdd_platform import files
+from srdd_platform.core import files
+from srdd_platform.core.file_errors import explain, is_full
 from srdd_platform.data.encoding import Encoded, encoded
 from srdd_platform.data.index import load_index
 from srdd_platform.data.leftovers import Note
@@ -27,7 +28,6 @@ from srdd_platform.data.manifest import MANIFEST, Manifest, Settings, Shard, Ski
 from srdd_platform.data.pixels import MAX_KEEP, own_files, stored_side
 from srdd_platform.data.recipes import Recipe, open_recipe
 from srdd_platform.data.sources import SPLITS, Source, open_source
-from srdd_platform.file_errors import explain, is_full
 
 MIN_MAX_BAD = 10
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from srdd.errors import UserError
+from srdd_platform.core.location import parse_location
 from srdd_platform.data.damage import Damage, Inspections, inspect_shard, stamp
 from srdd_platform.data.index import ShardIndex, load_index
 from srdd_platform.data.manifest import Manifest, Shard
-from srdd_platform.location import parse_location
 
 MAX_OPEN = 256  # shards kept open by a process; with more, each read opens and closes
 

@@ -7,7 +7,7 @@
     RUN/stage_1/          a transformer's run, begun with the weights of the stage before
     RUN/tokenizer_2/ ...
     RUN/model/            the pipeline of the last stage, with the parent's sampler settings
-    RUN/stages.json, .md  the table (:mod:`srdd_platform.stages`)
+    RUN/stages.json, .md  the table (:mod:`srdd_platform.distill.table`)
 
 Each stage's training is an ordinary one, so all that holds there holds here: the same command goes
 on in the stage where it stopped, at its last checkpoint.
@@ -24,35 +24,26 @@ from typing import Any
 from rich.console import Console
 
 from srdd.compiling import check_machine
-from srdd.config import SamplerConfig
-from srdd.distill import check_stages, check_teacher, prune_tokenizer
 from srdd.errors import UserError
-from srdd.fields import to_dict
-from srdd.pipeline import (
+from srdd.presets import Preset
+from srdd.validation import to_dict
+from srdd.var.checks import check_fits
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import (
     Pipeline,
     is_pipeline,
     load_pipeline,
     save_pipeline,
     save_tokenizer,
 )
-from srdd.presets import Preset
-from srdd.request import check_fits
-from srdd_platform.codes import encode
-from srdd_platform.draw import integers
-from srdd_platform.dry_run import dry_run
-from srdd_platform.evaluate import EvaluationConfig, weights_digest
-from srdd_platform.extend import is_finished
-from srdd_platform.fidelity import check_classes, load_extractor
-from srdd_platform.files import atomic_path
-from srdd_platform.jobs import Job, make_job
-from srdd_platform.launch import train
-from srdd_platform.location import parse_location
-from srdd_platform.models import check_data
-from srdd_platform.options import TransformerOptions
-from srdd_platform.protocol import begun_under
-from srdd_platform.ray_session import Session, session
-from srdd_platform.runs import open_run
-from srdd_platform.stages import (
+from srdd.var.prune import check_stages, check_teacher, prune_tokenizer
+from srdd_platform.cli.sample import integers
+from srdd_platform.core.files import atomic_path
+from srdd_platform.core.location import parse_location
+from srdd_platform.core.ray_session import Session, session
+from srdd_platform.core.runs import open_run
+from srdd_platform.data.codes import encode
+from srdd_platform.distill.table import (
     missing_rows,
     print_table,
     row_keys,
@@ -60,7 +51,16 @@ from srdd_platform.stages import (
     table_specs,
     write_table,
 )
-from srdd_platform.sweep_args import MIN_IMAGES
+from srdd_platform.evaluation.evaluator import EvaluationConfig, weights_digest
+from srdd_platform.evaluation.extractors import check_classes, load_extractor
+from srdd_platform.evaluation.protocol import begun_under
+from srdd_platform.sweep.models import check_data
+from srdd_platform.sweep.options import MIN_IMAGES
+from srdd_platform.train.dry_run import dry_run
+from srdd_platform.train.extend import is_finished
+from srdd_platform.train.job import Job, make_job
+from srdd_platform.train.launcher import train
+from srdd_platform.train.options import TransformerOptions
 
 STAGE_SHARE = 0.1  # of the preset's steps: the paper does not say; a tenth is our choice
 _OWN = {

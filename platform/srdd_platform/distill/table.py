@@ -22,14 +22,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from srdd.config import SamplerConfig
-from srdd.distill import prune_pipeline
-from srdd.pipeline import Pipeline, load_pipeline
-from srdd.train.held_out import reconstruct, tokenizer_quality, transformer_nll
-from srdd_platform.data import load_images
-from srdd_platform.drawn import GRID_IMAGES, draw_timed
-from srdd_platform.evaluate import EvaluationConfig, Evaluator, weights_digest
-from srdd_platform.files import (
+from srdd.train.var.held_out import reconstruct, tokenizer_quality, transformer_nll
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import Pipeline, load_pipeline
+from srdd.var.prune import prune_pipeline
+from srdd_platform.core.files import (
     digest,
     read_json,
     sha256_file,
@@ -38,11 +35,14 @@ from srdd_platform.files import (
     write_json,
     write_once,
 )
-from srdd_platform.images import grid_png
-from srdd_platform.jobs import Job
-from srdd_platform.protocol import FIRST_KID_NOTE
-from srdd_platform.runs import model_dir
-from srdd_platform.validation import held_out_images
+from srdd_platform.core.images import grid_png
+from srdd_platform.core.runs import model_dir
+from srdd_platform.data import load_images
+from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator, weights_digest
+from srdd_platform.evaluation.generate import GRID_IMAGES, draw_timed
+from srdd_platform.evaluation.protocol import FIRST_KID_NOTE
+from srdd_platform.train.job import Job
+from srdd_platform.train.validation import held_out_images
 
 READ_ME = (
     "Steps count from the parent on; 0 is pruning alone. NLL in nats and PSNR on held-out images. "

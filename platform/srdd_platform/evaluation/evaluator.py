@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd.pipeline import Pipeline, load_pipeline
-from srdd.train.tokenizer import to_float
-from srdd.train.transformer import init_weights
-from srdd.transformer import ScaleTransformer
+from srdd.train.var.tokenizer import to_float
+from srdd.train.var.transformer import init_weights
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import Pipeline, load_pipeline
+from srdd.var.transformer import ScaleTransformer
+from srdd_platform.core.files import digest, sha256_file
+from srdd_platform.core.images import grid_png, to_uint8
+from srdd_platform.core.runs import model_dir
 from srdd_platform.data import load_arrays
-from srdd_platform.drawn import GRID_IMAGES, draw_timed
-from srdd_platform.fidelity import Extractor, load_extractor
-from srdd_platform.files import digest, sha256_file
-from srdd_platform.images import grid_png, to_uint8
-from srdd_platform.metrics import Reference, measure
-from srdd_platform.protocol import PROTOCOL, under
-from srdd_platform.rows import PARAMETERS, Row
-from srdd_platform.runs import model_dir
+from srdd_platform.evaluation.extractors import Extractor, load_extractor
+from srdd_platform.evaluation.generate import GRID_IMAGES, draw_timed
+from srdd_platform.evaluation.metrics import Reference, measure
+from srdd_platform.evaluation.protocol import PROTOCOL, under
+from srdd_platform.evaluation.rows import PARAMETERS, Row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from srdd.checkpoint import build_empty, load_weights, read_config
-from srdd.classifier import Classifier, ClassifierConfig
 from srdd.errors import UserError
 from srdd.foreign import check_tensors, listed, main_state, owned
+from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.networks import is_inception, name_network
 from srdd.weight_files import read_weights
-from srdd_platform.files import sha256_file
+from srdd_platform.core.files import sha256_file
 
 INCEPTION = "inception-v3-compat"
 _WANTED = (

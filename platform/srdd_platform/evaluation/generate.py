@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srdd.config import SamplerConfig
-from srdd.pipeline import Pipeline
 from srdd.rng import image_seeds
-from srdd.sample_state import SampleResult
-from srdd.sampling import sample
-from srdd_platform.images import to_uint8
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import Pipeline
+from srdd.var.sampling import sample
+from srdd.var.state import SampleResult
+from srdd_platform.core.images import to_uint8
 
 LATENCY_RUNS = 5
 GRID_IMAGES = 40  # of a set that a grid shows

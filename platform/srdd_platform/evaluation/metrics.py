@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.frechet import Gaussian
-from srdd_platform.fidelity import Features, import_torch_fidelity
-from srdd_platform.kid import class_bias
-from srdd_platform.sweep_args import MIN_IMAGES
+from srdd.metrics.frechet import Gaussian
+from srdd_platform.evaluation.extractors import Features, import_torch_fidelity
+from srdd_platform.evaluation.kid import class_bias
+from srdd_platform.sweep.options import MIN_IMAGES
 
 JACKKNIFE_BLOCKS = 10
 KID_SUBSETS, KID_SUBSET_SIZE = 50, 250
@@ -73,7 +73,7 @@ def measure(
     """FID, IS, KID, precision and recall as torch-fidelity computes them.
 
     Where the classes of both sides are known, the numbers of images of each count as fixed, and
-    ``kid`` has the bias of that subtracted (:mod:`srdd_platform.kid`).
+    ``kid`` has the bias of that subtracted (:mod:`srdd_platform.evaluation.kid`).
 
     Args:
         fake: features of the images judged.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from srdd.errors import UserError
-from srdd_platform.files import read_json
+from srdd_platform.core.files import read_json
 
 PROTOCOL = "fid@2 uint8-round balanced kid50x250-unbiased prc3 is1 jackknife10"
 FIRST_PROTOCOL = "fid@1 uint8-round balanced kid50x250 prc3 is1 jackknife10"

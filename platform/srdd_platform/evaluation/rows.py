@@ -20,8 +20,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from srdd_platform.files import atomic_path, read_json, to_json_bytes, write_once
-from srdd_platform.protocol import FIRST_PROTOCOL, NEW_COLUMNS, PROTOCOL
+from srdd_platform.core.files import atomic_path, read_json, to_json_bytes, write_once
+from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, NEW_COLUMNS, PROTOCOL
 
 PARAMETERS = (
     "patch_nums",

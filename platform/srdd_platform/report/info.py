@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srdd.errors import UserError
-from srdd_platform.files import read_json
+from srdd_platform.core.files import read_json
+from srdd_platform.evaluation.rows import FIRST_SCHEMA, SCHEMA, frontier
 from srdd_platform.report.hypervolume import hypervolume, hypervolume_reference
 from srdd_platform.report.wording import SETTINGS, Record, fingerprint_text, label, number
-from srdd_platform.rows import FIRST_SCHEMA, SCHEMA, frontier
 
 MEASURED = frozenset({"latency_ms"})  # costs that depend on where they were measured
 

@@ -12,8 +12,8 @@ import plotly.io
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from srdd_platform.files import write_bytes
-from srdd_platform.protocol import FIRST_KID_NOTE, KID_NOTE
+from srdd_platform.core.files import write_bytes
+from srdd_platform.evaluation.protocol import FIRST_KID_NOTE, KID_NOTE
 from srdd_platform.report.figures import draw_frontier, draw_parallel, draw_threshold
 from srdd_platform.report.info import (
     FrontierInfo,

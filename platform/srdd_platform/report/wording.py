@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from srdd_platform.rows import PARAMETERS
+from srdd_platform.evaluation.rows import PARAMETERS
 
 Record = dict[str, Any]  # a row of trials.parquet: column name -> value, None where null
 

@@ -26,10 +26,10 @@ from starlette.responses import Response
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.pipeline import Pipeline
-from srdd.request import visited
 from srdd.rng import image_seeds
-from srdd_platform.images import to_png
+from srdd.var.checks import visited
+from srdd.var.pipeline import Pipeline
+from srdd_platform.core.images import to_png
 from srdd_platform.serving.engine import Engine
 from srdd_platform.serving.errors import (
     QueueFullError,

@@ -19,9 +19,9 @@ from ray import serve
 
 from srdd.devices import find_device
 from srdd.errors import UserError
-from srdd.pipeline import load_pipeline
-from srdd_platform.ray_session import session
-from srdd_platform.runs import model_dir
+from srdd.var.pipeline import load_pipeline
+from srdd_platform.core.ray_session import session
+from srdd_platform.core.runs import model_dir
 from srdd_platform.serving.api import MAX_N
 from srdd_platform.serving.deployment import (
     APPLICATION,

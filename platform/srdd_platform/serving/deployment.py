@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
-from srdd.pipeline import load_pipeline
+from srdd.var.pipeline import load_pipeline
 from srdd_platform.serving import proxy
 from srdd_platform.serving.api import MAX_N, Outcome, Service, create_app
 from srdd_platform.serving.engine import Engine

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd.pipeline import Pipeline
-from srdd.request import check_fits, visited
 from srdd.rng import image_seeds
-from srdd.sample_state import SampleState, join, split
-from srdd.sampling import advance, begin, finish, sample
-from srdd_platform.images import to_uint8
+from srdd.var.checks import check_fits, visited
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import Pipeline
+from srdd.var.sampling import advance, begin, finish, sample
+from srdd.var.state import SampleState, join, split
+from srdd_platform.core.images import to_uint8
 from srdd_platform.serving.errors import (
     QueueFullError,
     SamplingError,

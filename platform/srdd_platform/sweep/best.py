@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd.fields import from_dict, to_dict
-from srdd_platform.evaluate import weights_digest
-from srdd_platform.files import atomic_path, read_json, write_json
-from srdd_platform.rows import settings_of
-from srdd_platform.runs import model_dir
-from srdd_platform.search import trial_rows
+from srdd.validation import from_dict, to_dict
+from srdd.var.config import SamplerConfig
+from srdd_platform.core.files import atomic_path, read_json, write_json
+from srdd_platform.core.runs import model_dir
+from srdd_platform.evaluation.evaluator import weights_digest
+from srdd_platform.evaluation.rows import settings_of
+from srdd_platform.sweep.search import trial_rows
 
 BEST_RULE = "lowest FID of all trials; the cheaper one of equals"
 

@@ -6,19 +6,19 @@ from pathlib import Path
 from rich.console import Console
 
 from srdd.errors import UserError
-from srdd.masks import Mask
-from srdd.pipeline import Pipeline, load_pipeline
 from srdd.presets import Preset
-from srdd_platform.code_places import codes_dir
-from srdd_platform.codes import encode
+from srdd.var.masks import Mask
+from srdd.var.pipeline import Pipeline, load_pipeline
+from srdd_platform.core.cluster import Cluster
 from srdd_platform.data import Manifest, prepare
-from srdd_platform.extend import is_finished
-from srdd_platform.fidelity import check_classes, load_extractor
-from srdd_platform.jobs import Job, make_job
-from srdd_platform.launch import train
-from srdd_platform.options import Options
-from srdd_platform.sweep_args import MIN_IMAGES, SweepArgs
-from srdd_platform.sweep_cluster import Cluster
+from srdd_platform.data.code_places import codes_dir
+from srdd_platform.data.codes import encode
+from srdd_platform.evaluation.extractors import check_classes, load_extractor
+from srdd_platform.sweep.options import MIN_IMAGES, SweepArgs
+from srdd_platform.train.extend import is_finished
+from srdd_platform.train.job import Job, make_job
+from srdd_platform.train.launcher import train
+from srdd_platform.train.options import Options
 
 MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # trained with the same budget
 

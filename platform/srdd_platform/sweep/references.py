@@ -13,13 +13,13 @@ from typing import Any, Literal
 import ray
 import torch
 
-from srdd.config import SamplerConfig
-from srdd.pipeline import load_pipeline
+from srdd.var.config import SamplerConfig
+from srdd.var.pipeline import load_pipeline
+from srdd_platform.core.files import digest
+from srdd_platform.core.runs import model_dir
 from srdd_platform.data import load_arrays
-from srdd_platform.evaluate import EvaluationConfig, Evaluator, weights_digest
-from srdd_platform.files import digest
-from srdd_platform.rows import read_rows, write_row
-from srdd_platform.runs import model_dir
+from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator, weights_digest
+from srdd_platform.evaluation.rows import read_rows, write_row
 
 What = Literal["held-out", "reconstruction", "untrained", "sampler"]
 CFGS = (0.0, 0.5, 1.0, 2.0)  # of the plain samplers

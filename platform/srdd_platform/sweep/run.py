@@ -14,27 +14,28 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, distribution_to_json
 from rich.console import Console
 
-from srdd.config import SamplerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.fields import to_dict
-from srdd.pipeline import load_pipeline
 from srdd.presets import get_preset
-from srdd.request import check_fits
-from srdd_platform import references, tables
-from srdd_platform.best import BEST_RULE, best_row, row_config, save_best
+from srdd.validation import to_dict
+from srdd.var.checks import check_fits
+from srdd.var.config import SamplerConfig, TransformerConfig
+from srdd.var.pipeline import load_pipeline
+from srdd_platform.core.cluster import Cluster, lazy_cluster
+from srdd_platform.core.files import sha256_file
+from srdd_platform.core.ray_session import Session
+from srdd_platform.core.runs import check_place, model_dir, note, open_run
 from srdd_platform.data import Manifest
-from srdd_platform.evaluate import EvaluationConfig, weights_digest
-from srdd_platform.files import sha256_file
-from srdd_platform.models import Models, ready_models
-from srdd_platform.protocol import begun_under
-from srdd_platform.ray_session import Session
+from srdd_platform.evaluation.evaluator import EvaluationConfig, weights_digest
+from srdd_platform.evaluation.protocol import begun_under
+from srdd_platform.evaluation.rows import compile_table, frontier, read_rows
 from srdd_platform.report import build_report
-from srdd_platform.rows import compile_table, frontier, read_rows
-from srdd_platform.runs import check_place, model_dir, note, open_run
-from srdd_platform.search import Search, run_search, trial_rows
-from srdd_platform.space import Grid, check_space, extremes, setting
-from srdd_platform.sweep_args import SweepArgs
-from srdd_platform.sweep_cluster import Cluster, lazy_cluster
+from srdd_platform.sweep import console as tables
+from srdd_platform.sweep import references
+from srdd_platform.sweep.best import BEST_RULE, best_row, row_config, save_best
+from srdd_platform.sweep.models import Models, ready_models
+from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.search import Search, run_search, trial_rows
+from srdd_platform.sweep.space import Grid, check_space, extremes, setting
 
 HYPERVOLUME_COST, HYPERVOLUME_FID = 8.0, 2.0  # times plain SDD at the grid's cfg
 

@@ -25,12 +25,12 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd_platform.evaluate import EvaluationConfig, Evaluator
-from srdd_platform.rows import read_rows, settings_of, to_json, write_row
-from srdd_platform.space import Space, active_key, check_space, contains, setting, suggest
-from srdd_platform.watching import Watcher
+from srdd.var.config import SamplerConfig
+from srdd_platform.core.watching import Watcher
+from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator
+from srdd_platform.evaluation.rows import read_rows, settings_of, to_json, write_row
+from srdd_platform.sweep.space import Space, active_key, check_space, contains, setting, suggest
 
 OBJECTIVES = ("fid", "gflops_per_image")  # both minimised
 PATIENCE = 20  # repeats before settings are drawn evenly

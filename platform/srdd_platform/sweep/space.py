@@ -12,10 +12,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd.fields import from_dict
-from srdd_platform.files import digest
+from srdd.validation import from_dict
+from srdd.var.config import SamplerConfig
+from srdd_platform.core.files import digest
 
 Space = Mapping[str, BaseDistribution]
 REFINING = ("resample", "resample_threshold", "feedback")  # mean nothing without refinement

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srdd.fields import from_dict
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Batch, Reduce
-from srdd_platform.codes import choose_views, load_views
+from srdd.validation import from_dict
 from srdd_platform.data import Augmentation, GlobalBatchSampler, stacked
 from srdd_platform.data.ahead import read_ahead
+from srdd_platform.data.codes import choose_views, load_views
 from srdd_platform.data.pixels import centre
-from srdd_platform.jobs import Job
+from srdd_platform.train.job import Job
 
 Read = Callable[[tuple[int, list[int]]], Batch]  # (epoch, samples) to their batch
 

@@ -13,10 +13,10 @@ from pyarrow import fs
 
 from srdd.errors import UserError
 from srdd.unpickle import unpickle
-from srdd_platform.files import atomic_path, read_json, sha256_file, write_json
-from srdd_platform.jobs import Job
-from srdd_platform.runs import CONFIG
-from srdd_platform.storage import Storage, answered, open_storage
+from srdd_platform.core.files import atomic_path, read_json, sha256_file, write_json
+from srdd_platform.core.runs import CONFIG
+from srdd_platform.core.storage import Storage, answered, open_storage
+from srdd_platform.train.job import Job
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 UPLOAD_S = 3600.0  # for one checkpoint

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from srdd.linear import RowLinear
+from srdd.nn.linear import RowLinear
 from srdd.train.config import Precision
 
 # Dense peaks in TFLOPS without sparsity, from NVIDIA's datasheets and architecture whitepapers:

@@ -7,11 +7,12 @@ from datetime import timedelta
 import torch
 from rich.console import Console
 
-from srdd.fields import from_dict
 from srdd.train.config import OptimConfig
 from srdd.train.flops import image_flops
 from srdd.train.memory import Memory
-from srdd_platform.estimate import (
+from srdd.validation import from_dict
+from srdd_platform.train.device_flops import Peak, device_peak
+from srdd_platform.train.estimate import (
     UPDATES,
     free_memory,
     measure,
@@ -19,11 +20,10 @@ from srdd_platform.estimate import (
     worker_memory,
     worker_share,
 )
-from srdd_platform.jobs import Job
-from srdd_platform.memory_advice import SPARE, advice_to_fit, fits
-from srdd_platform.out_of_memory import images_at_once
-from srdd_platform.peaks import Peak, device_peak
-from srdd_platform.tasks import blank_task
+from srdd_platform.train.job import Job
+from srdd_platform.train.memory_advice import SPARE, advice_to_fit, fits
+from srdd_platform.train.out_of_memory import images_at_once
+from srdd_platform.train.tasks import blank_task
 
 SECONDS = 30.0  # that the measured updates may take, by the guess that they reach FAIR of the peak
 FAIR = 0.2

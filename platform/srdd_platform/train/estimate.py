@@ -13,14 +13,14 @@ import psutil
 import torch
 from torch import Tensor
 
-from srdd.fields import from_dict
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Batch, Task, fit
 from srdd.train.memory import Memory, count_memory, helpers
-from srdd.train.transformer import TransformerTask
-from srdd_platform.jobs import Job
-from srdd_platform.meter import Meter
-from srdd_platform.tasks import blank_task, build_task
+from srdd.train.var.transformer import TransformerTask
+from srdd.validation import from_dict
+from srdd_platform.train.job import Job
+from srdd_platform.train.monitor import Meter
+from srdd_platform.train.tasks import blank_task, build_task
 
 UPDATES = 2  # measured, after a first one
 

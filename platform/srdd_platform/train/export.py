@@ -6,19 +6,19 @@ from pathlib import Path
 import torch
 
 from srdd.checkpoint import save_model
-from srdd.config import SamplerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.pipeline import Pipeline, load_tokenizer, save_pipeline, save_tokenizer
 from srdd.train.classifier import ClassifierTask
 from srdd.train.ema import finished_weights
-from srdd.train.tokenizer import TokenizerTask
-from srdd.train.transformer import TransformerTask
-from srdd_platform.checkpoints import read_checkpoint
-from srdd_platform.extend import mark_finished
-from srdd_platform.files import atomic_path
-from srdd_platform.jobs import Job
-from srdd_platform.runs import failure, tokenizer_dir
-from srdd_platform.tasks import build_task
+from srdd.train.var.tokenizer import TokenizerTask
+from srdd.train.var.transformer import TransformerTask
+from srdd.var.config import SamplerConfig, TransformerConfig
+from srdd.var.pipeline import Pipeline, load_tokenizer, save_pipeline, save_tokenizer
+from srdd_platform.core.files import atomic_path
+from srdd_platform.core.runs import failure, tokenizer_dir
+from srdd_platform.train.checkpoints import read_checkpoint
+from srdd_platform.train.extend import mark_finished
+from srdd_platform.train.job import Job
+from srdd_platform.train.tasks import build_task
 
 UNCONDITIONAL = "image"  # the one class of an unconditional model
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from srdd.errors import UserError
-from srdd_platform.files import read_json, write_json
-from srdd_platform.jobs import Job
-from srdd_platform.runs import CONFIG
+from srdd_platform.core.files import read_json, write_json
+from srdd_platform.core.runs import CONFIG
+from srdd_platform.train.job import Job
 
 
 def _events(run: Path) -> list[dict[str, Any]]:

@@ -5,16 +5,16 @@ from pathlib import Path
 import torch
 
 from srdd.checkpoint import map_weights, read_config
-from srdd.config import TransformerConfig
 from srdd.errors import UserError
 from srdd.foreign import main_state
 from srdd.networks import name_network
-from srdd.tokenizer import Tokenizer
-from srdd.train.warm_start import check_source
-from srdd.transformer import ScaleTransformer
+from srdd.var.config import TransformerConfig
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
+from srdd.var.warm_start import check_source
 from srdd.weight_files import read_weights
-from srdd_platform.files import sha256_file
-from srdd_platform.runs import model_dir
+from srdd_platform.core.files import sha256_file
+from srdd_platform.core.runs import model_dir
 
 
 def check_init(source: Path, config: TransformerConfig, tokenizer: Tokenizer) -> None:

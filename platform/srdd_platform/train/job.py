@@ -4,29 +4,29 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from srdd.classifier import ClassifierConfig
-from srdd.config import TransformerConfig
 from srdd.errors import UserError
-from srdd.fields import to_dict
-from srdd.masks import Mask
-from srdd.pipeline import load_tokenizer
+from srdd.metrics.classifier import ClassifierConfig
 from srdd.presets import Preset, var_size
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd_platform.code_places import codes_dir
+from srdd.validation import to_dict
+from srdd.var.config import TransformerConfig
+from srdd.var.masks import Mask
+from srdd.var.pipeline import load_tokenizer
+from srdd_platform.core.files import digest, sha256_file
+from srdd_platform.core.location import parse_location
+from srdd_platform.core.runs import decisive, tokenizer_dir
 from srdd_platform.data import ShardDataset, Store, open_store
-from srdd_platform.data_options import (
+from srdd_platform.data.code_places import codes_dir
+from srdd_platform.data.options import (
     CACHE_GB,
     code_settings,
     inspected,
     pixel_settings,
 )
-from srdd_platform.fidelity import check_classes
-from srdd_platform.files import digest, sha256_file
-from srdd_platform.init_from import check_init, weights_hash
-from srdd_platform.location import parse_location
-from srdd_platform.options import Options, Parallel, TransformerOptions
-from srdd_platform.runs import decisive, tokenizer_dir
-from srdd_platform.tokenizer_options import tokenizer_settings
+from srdd_platform.evaluation.extractors import check_classes
+from srdd_platform.train.init_from import check_init, weights_hash
+from srdd_platform.train.options import Options, Parallel, TransformerOptions
+from srdd_platform.train.tokenizer_options import tokenizer_settings
 
 Kind = Literal["tokenizer", "transformer", "classifier"]
 

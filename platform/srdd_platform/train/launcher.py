@@ -14,21 +14,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from srdd.errors import UserError
-from srdd.fields import to_dict
-from srdd_platform.checkpoints import claim_storage
-from srdd_platform.data_options import left_out
-from srdd_platform.extend import extended, is_finished
-from srdd_platform.file_errors import explain
-from srdd_platform.finish import finish
-from srdd_platform.jobs import Job, title
-from srdd_platform.out_of_memory import advice, killed_for_memory
-from srdd_platform.patience import NoWorkersError
-from srdd_platform.progress import bars
-from srdd_platform.ray_session import Session
-from srdd_platform.room import Need, find_room, fit_together, patience
-from srdd_platform.runs import failure, note, open_run
-from srdd_platform.tasks import begin_from, build_task
-from srdd_platform.training import lost_workers, run_training
+from srdd.validation import to_dict
+from srdd_platform.core.file_errors import explain
+from srdd_platform.core.ray_session import Session
+from srdd_platform.core.runs import failure, note, open_run
+from srdd_platform.data.options import left_out
+from srdd_platform.train.checkpoints import claim_storage
+from srdd_platform.train.export import finish
+from srdd_platform.train.extend import extended, is_finished
+from srdd_platform.train.job import Job, title
+from srdd_platform.train.out_of_memory import advice, killed_for_memory
+from srdd_platform.train.placement import Need, find_room, fit_together, patience
+from srdd_platform.train.progress import bars
+from srdd_platform.train.tasks import begin_from, build_task
+from srdd_platform.train.worker import lost_workers, run_training
+from srdd_platform.train.worker_timeout import NoWorkersError
 
 POLL_S = 0.5
 

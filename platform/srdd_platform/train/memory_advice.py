@@ -4,9 +4,9 @@ import math
 from dataclasses import replace
 
 from srdd.train.memory import Memory
-from srdd_platform.estimate import changed, worker_memory
-from srdd_platform.jobs import Job
-from srdd_platform.out_of_memory import images_at_once
+from srdd_platform.train.estimate import changed, worker_memory
+from srdd_platform.train.job import Job
+from srdd_platform.train.out_of_memory import images_at_once
 
 SPARE = 1.5  # free over counted memory: libraries and the kernels' own buffers come on top
 _MOST_WORKERS = 64

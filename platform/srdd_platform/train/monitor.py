@@ -2,9 +2,10 @@
 
 ``metrics.jsonl`` has what the training computes, the same in every run of the same settings.
 What a clock says stands apart, in ``throughput.jsonl``: ``images_per_s`` of all workers, ``mfu``
-(model FLOPs utilisation, of :mod:`srdd.train.flops` and :mod:`srdd_platform.peaks`; absent on a
-device whose peak is not known), and ``data_wait``, the share of that time spent waiting for the
-next batch. Time for checkpoints, validation and grids is not part of it, nor is the first update.
+(model FLOPs utilisation, of :mod:`srdd.train.flops` and :mod:`srdd_platform.train.device_flops`;
+absent on a device whose peak is not known), and ``data_wait``, the share of that time spent waiting
+for the next batch. Time for checkpoints, validation and grids is not part of it, nor is the first
+update.
 
 Both go to Ray's metrics too, where its dashboard and Prometheus find them as
 ``ray_srdd_train_loss`` and so on, with the tags ``run`` (its path in ASCII) and ``kind``.
@@ -20,15 +21,15 @@ from urllib.parse import quote
 import torch
 from ray.util.metrics import Gauge
 
-from srdd.fields import from_dict
 from srdd.train.config import OptimConfig
 from srdd.train.flops import image_flops
 from srdd.train.loop import Batch, Reduce, Task
-from srdd_platform.grids import Painter, cut_grids, draw, painter
-from srdd_platform.jobs import Job
-from srdd_platform.peaks import device_peak
-from srdd_platform.runs import METRICS, THROUGHPUT, append_metrics, cut_metrics
-from srdd_platform.watching import Watcher, tell_launcher
+from srdd.validation import from_dict
+from srdd_platform.core.runs import METRICS, THROUGHPUT, append_metrics, cut_metrics
+from srdd_platform.core.watching import Watcher, tell_launcher
+from srdd_platform.train.device_flops import device_peak
+from srdd_platform.train.job import Job
+from srdd_platform.train.previews import Painter, cut_grids, draw, painter
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,7 +100,7 @@ def ascii_tag(text: str) -> str:
 class Watch:
     """Measures a training, and from its first worker tells files and Ray of it.
 
-    ``metrics.jsonl`` is the record; the rest only watches (:mod:`srdd_platform.watching`).
+    ``metrics.jsonl`` is the record; the rest only watches (:mod:`srdd_platform.core.watching`).
     """
 
     def __init__(self, job: Job, task: Task, device: torch.device, reduce: Reduce) -> None:

@@ -13,8 +13,8 @@ from srdd.train.config import (
     ScaleWeights,
     TransformerLossConfig,
 )
-from srdd_platform.data_options import DataOptions
-from srdd_platform.location import parse_location
+from srdd_platform.core.location import parse_location
+from srdd_platform.data.options import DataOptions
 
 Parallel = Literal["ddp", "fsdp"]
 C = TypeVar("C", OptimConfig, TransformerLossConfig)

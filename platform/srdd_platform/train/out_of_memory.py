@@ -10,8 +10,8 @@ from typing import Any
 import ray.train
 import torch
 
-from srdd_platform.files import read_json, write_json
-from srdd_platform.jobs import Job
+from srdd_platform.core.files import read_json, write_json
+from srdd_platform.train.job import Job
 
 Worker = Callable[[dict[str, Any]], str | None]
 

@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_map_only
 
 from srdd.checkpoint import build_empty
 from srdd.train.loop import Reduce, Task
-from srdd.train.transformer import TransformerLoss, TransformerTask
-from srdd.transformer import ScaleTransformer
-from srdd_platform.options import Parallel
+from srdd.train.var.transformer import TransformerLoss, TransformerTask
+from srdd.var.transformer import ScaleTransformer
+from srdd_platform.train.options import Parallel
 
 
 class Workers(Reduce):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from srdd.errors import UserError
-from srdd_platform.ray_session import Session
+from srdd_platform.core.ray_session import Session
 
 GRACE_S = 5.0  # Ray gives back what a finished training held a moment later
 GROWING_S = 600.0  # default wait where an autoscaler may start nodes

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srdd.config import SamplerConfig, TransformerConfig
-from srdd.pipeline import Pipeline, load_tokenizer
+from srdd.metrics.quality import to_8bit
 from srdd.rng import image_seeds
-from srdd.sampling import sample
 from srdd.train.loop import Task
-from srdd.train.quality import to_8bit
-from srdd.train.tokenizer import TokenizerTask, to_float
-from srdd.train.transformer import TransformerTask
+from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.train.var.transformer import TransformerTask
+from srdd.var.config import SamplerConfig, TransformerConfig
+from srdd.var.pipeline import Pipeline, load_tokenizer
+from srdd.var.sampling import sample
+from srdd_platform.core.images import grid_png, to_uint8
+from srdd_platform.core.runs import tokenizer_dir
 from srdd_platform.data import stacked
-from srdd_platform.finish import class_names
-from srdd_platform.images import grid_png, to_uint8
-from srdd_platform.jobs import Job
-from srdd_platform.runs import tokenizer_dir
+from srdd_platform.train.export import class_names
+from srdd_platform.train.job import Job
 
 COLUMNS, LINES = 10, 2
 Painter = Callable[[Any], Tensor]  # from a task: uint8 [COLUMNS * LINES, 3, R, R]

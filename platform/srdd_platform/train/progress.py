@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from srdd_platform.events import Events
-from srdd_platform.follow import Follower
-from srdd_platform.jobs import Job, title
-from srdd_platform.runs import METRICS, THROUGHPUT
-from srdd_platform.watching import WARNINGS, Watcher
+from srdd_platform.core.runs import METRICS, THROUGHPUT
+from srdd_platform.core.watching import WARNINGS, Watcher
+from srdd_platform.train.job import Job, title
+from srdd_platform.train.tail import Follower
+from srdd_platform.train.tensorboard import Events
 
 WINDOW = 30  # logged steps over which the pace is taken
 LINES = 10  # of a training without a terminal

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from srdd_platform.runs import parse_lines
+from srdd_platform.core.runs import parse_lines
 
 
 class News(NamedTuple):

@@ -5,23 +5,23 @@ from pathlib import Path
 import torch
 
 from srdd.checkpoint import read_config
-from srdd.classifier import ClassifierConfig
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.fields import from_dict
-from srdd.pipeline import load_pipeline, load_tokenizer
-from srdd.tokenizer import Tokenizer
+from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
 from srdd.train.loop import Task
-from srdd.train.perceptual import Lpips
-from srdd.train.tokenizer import TokenizerTask
-from srdd.train.transformer import TransformerTask
-from srdd.train.warm_start import WarmStart, warm_start
-from srdd.transformer import ScaleTransformer
-from srdd_platform.jobs import Job
-from srdd_platform.runs import model_dir, tokenizer_dir
-from srdd_platform.tokenizer_options import checked_lpips
+from srdd.train.var.perceptual import Lpips
+from srdd.train.var.tokenizer import TokenizerTask
+from srdd.train.var.transformer import TransformerTask
+from srdd.validation import from_dict
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.pipeline import load_pipeline, load_tokenizer
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
+from srdd.var.warm_start import WarmStart, warm_start
+from srdd_platform.core.runs import model_dir, tokenizer_dir
+from srdd_platform.train.job import Job
+from srdd_platform.train.tokenizer_options import checked_lpips
 
 
 def build_task(job: Job) -> Task:

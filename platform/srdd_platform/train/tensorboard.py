@@ -20,10 +20,10 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import image, scalar
 
-from srdd_platform.files import read_json
-from srdd_platform.follow import Follower
-from srdd_platform.grids import grid_steps
-from srdd_platform.runs import METRICS, THROUGHPUT
+from srdd_platform.core.files import read_json
+from srdd_platform.core.runs import METRICS, THROUGHPUT
+from srdd_platform.train.previews import grid_steps
+from srdd_platform.train.tail import Follower
 
 _OF_SCALE = re.compile(r"(.+)_(\d+x\d+)")
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from srdd.errors import UserError
-from srdd.fields import to_dict
 from srdd.presets import Preset
-from srdd.train.adversarial import patch_layers
 from srdd.train.config import TokenizerLossConfig
-from srdd.train.perceptual import Lpips, load_lpips
-from srdd_platform.fidelity import load_extractor
-from srdd_platform.files import sha256_file
-from srdd_platform.options import Options
+from srdd.train.var.adversarial import patch_layers
+from srdd.train.var.perceptual import Lpips, load_lpips
+from srdd.validation import to_dict
+from srdd_platform.core.files import sha256_file
+from srdd_platform.evaluation.extractors import load_extractor
+from srdd_platform.train.options import Options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from srdd.train.classifier import ClassifierTask
-from srdd.train.held_out import (
+from srdd.train.loop import Task
+from srdd.train.var.held_out import (
     BATCH,
     reconstruct,
     tokenizer_quality,
     transformer_nll,
     unigram_entropy,
 )
-from srdd.train.loop import Task
-from srdd.train.tokenizer import TokenizerTask, to_float
-from srdd.train.transformer import TransformerTask
-from srdd_platform.codes import load_codes, load_views
+from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.train.var.transformer import TransformerTask
 from srdd_platform.data import load_images
-from srdd_platform.fidelity import load_extractor
-from srdd_platform.jobs import Job
-from srdd_platform.metrics import Reference
-from srdd_platform.sweep_args import MIN_IMAGES
+from srdd_platform.data.codes import load_codes, load_views
+from srdd_platform.evaluation.extractors import load_extractor
+from srdd_platform.evaluation.metrics import Reference
+from srdd_platform.sweep.options import MIN_IMAGES
+from srdd_platform.train.job import Job
 
 MAX_IMAGES = 10_000
 

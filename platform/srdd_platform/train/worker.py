@@ -1,6 +1,6 @@
 """Training on Ray Train: what one worker does, and the driver that starts and watches runs.
 
-A :class:`~srdd_platform.jobs.Job` is everything a worker needs, by value and by path. The worker
+A :class:`~srdd_platform.train.job.Job` is everything a worker needs, by value and by path. It
 runs the science's plain loop (:func:`srdd.train.loop.fit`) on its slice of each global batch. One
 Ray Train run a run directory: the same name resumes from the last checkpoint that Ray registered.
 """
@@ -28,25 +28,25 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from srdd.compiling import check_machine
 from srdd.errors import UserError
-from srdd.fields import from_dict
 from srdd.train.config import OptimConfig
 from srdd.train.loop import fit
-from srdd.train.tokenizer import TokenizerTask
-from srdd_platform.batches import batches
-from srdd_platform.checkpoints import last_step, read_checkpoint, write_checkpoint
+from srdd.train.var.tokenizer import TokenizerTask
+from srdd.validation import from_dict
+from srdd_platform.core.files import write_json
+from srdd_platform.core.ray_environment import environment
+from srdd_platform.core.runs import failure
+from srdd_platform.core.storage import Storage, open_storage
 from srdd_platform.data import load_images
-from srdd_platform.files import write_json
-from srdd_platform.jobs import Job
-from srdd_platform.meter import Watch
-from srdd_platform.out_of_memory import tells_of_memory
-from srdd_platform.parallel import make_workers
-from srdd_platform.patience import Patience
-from srdd_platform.ray_environment import environment
-from srdd_platform.room import Need
-from srdd_platform.runs import failure
-from srdd_platform.storage import Storage, open_storage
-from srdd_platform.tasks import begin_from, build_task
-from srdd_platform.validation import baseline, validate
+from srdd_platform.train.batches import batches
+from srdd_platform.train.checkpoints import last_step, read_checkpoint, write_checkpoint
+from srdd_platform.train.job import Job
+from srdd_platform.train.monitor import Watch
+from srdd_platform.train.out_of_memory import tells_of_memory
+from srdd_platform.train.parallel import make_workers
+from srdd_platform.train.placement import Need
+from srdd_platform.train.tasks import begin_from, build_task
+from srdd_platform.train.validation import baseline, validate
+from srdd_platform.train.worker_timeout import Patience
 
 SEED_IMAGES = 256  # whose latents seed the codebook
 STARTS = 4  # times that workers are started before a training gives up for lack of room

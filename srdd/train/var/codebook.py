@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd.quantize import MultiScaleQuantizer, Quantized
 from srdd.rng import uniform
-from srdd.scales import ScaleSchedule
 from srdd.train.config import RestartVote
 from srdd.train.loop import Reduce
+from srdd.var.quantize import MultiScaleQuantizer, Quantized
+from srdd.var.scales import ScaleSchedule
 
 _DROP = 0x5CA1E  # a stream of random numbers
 DROPPED = 0.5  # of the scales before the last, in an image that loses some

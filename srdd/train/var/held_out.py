@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from srdd.scales import ScaleSchedule
-from srdd.tokenizer import Tokenizer
-from srdd.train.codebook import codebook_usage
-from srdd.train.quality import psnr, ssim, to_8bit
-from srdd.train.tokenizer import to_float
-from srdd.train.transformer import nll_per_scale
-from srdd.transformer import ScaleTransformer
+from srdd.metrics.quality import psnr, ssim, to_8bit
+from srdd.train.var.codebook import codebook_usage
+from srdd.train.var.tokenizer import to_float
+from srdd.train.var.transformer import nll_per_scale
+from srdd.var.scales import ScaleSchedule
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 BATCH = 128
 SSIM_SIDE = 11  # of the smallest images that have an SSIM

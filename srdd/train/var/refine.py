@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from srdd.quantize import MultiScaleQuantizer
 from srdd.rng import uniform
-from srdd.scales import ScaleSchedule
+from srdd.var.quantize import MultiScaleQuantizer
+from srdd.var.scales import ScaleSchedule
 
 _WHO, _HOW_MUCH, _WHICH = 0x4EF1, 0x4EF2, 0x4EF3  # streams of random numbers
 

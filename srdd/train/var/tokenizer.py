@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srdd.config import TokenizerConfig
 from srdd.errors import UserError
-from srdd.quantize import MultiScaleQuantizer
 from srdd.rng import hash_counters
-from srdd.tokenizer import Tokenizer
-from srdd.train.adversarial import Adversary
-from srdd.train.codebook import (
+from srdd.train.config import OptimConfig, TokenizerLossConfig
+from srdd.train.loop import Batch, Reduce
+from srdd.train.var.adversarial import Adversary
+from srdd.train.var.codebook import (
     DROPPED,
     EntropyTerm,
     codebook_usage,
@@ -22,9 +21,10 @@ from srdd.train.codebook import (
     needy_scales,
     quantize,
 )
-from srdd.train.config import OptimConfig, TokenizerLossConfig
-from srdd.train.loop import Batch, Reduce
-from srdd.train.perceptual import Lpips
+from srdd.train.var.perceptual import Lpips
+from srdd.var.config import TokenizerConfig
+from srdd.var.quantize import MultiScaleQuantizer
+from srdd.var.tokenizer import Tokenizer
 
 _SEED, _RESTART = 0x5EED, 0xDEAD  # streams of random numbers
 

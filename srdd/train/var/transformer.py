@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from srdd.compiling import compile_function
-from srdd.config import TransformerConfig
-from srdd.distill import check_teacher, prune_transformer, teacher_kl
 from srdd.errors import UserError
-from srdd.linear import RowLinear
+from srdd.nn.linear import RowLinear
 from srdd.rng import hash_counters, uniform
-from srdd.scales import ScaleSchedule
-from srdd.tokenizer import Tokenizer
 from srdd.train.config import OptimConfig, ScaleWeights, TransformerLossConfig
 from srdd.train.loop import Batch, Stateless
-from srdd.train.refine import Hidden, draw_hidden, refined_input
-from srdd.transformer import Block, ScaleTransformer
+from srdd.train.var.refine import Hidden, draw_hidden, refined_input
+from srdd.var.config import TransformerConfig
+from srdd.var.prune import check_teacher, prune_transformer, teacher_kl
+from srdd.var.scales import ScaleSchedule
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import Block, ScaleTransformer
 
 _DROP_LABEL, _DROP_PATH = 0x1ABE1, 0xD309  # streams of random numbers
 

@@ -11,21 +11,21 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from srdd.config import SamplerConfig
 from srdd.errors import UserError
 from srdd.foreign import Found, find_state, is_plain, listed, main_state
-from srdd.infer_config import (
+from srdd.networks import name_network
+from srdd.var.config import SamplerConfig
+from srdd.var.masks import Mask
+from srdd.var.official.infer_config import (
     check_fit,
     infer_tokenizer,
     infer_transformer,
     settle_patch_nums,
 )
-from srdd.masks import Mask
-from srdd.networks import name_network
-from srdd.official import Mapped, is_hmar, map_tokenizer, map_transformer
-from srdd.pipeline import Pipeline
-from srdd.tokenizer import Tokenizer
-from srdd.transformer import ScaleTransformer
+from srdd.var.official.names import Mapped, is_hmar, map_tokenizer, map_transformer
+from srdd.var.pipeline import Pipeline
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 M = TypeVar("M", bound=nn.Module)
 Layout = Literal["VAR", "MVAR", "HMAR"]

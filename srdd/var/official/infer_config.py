@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
 from srdd.foreign import check_tensors
-from srdd.masks import Mask
-from srdd.official import Mapped, var_name, vqvae_name
-from srdd.published import PATCH_NUMS
-from srdd.scales import check_patch_nums
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.masks import Mask
+from srdd.var.official.names import Mapped, var_name, vqvae_name
+from srdd.var.official.published import PATCH_NUMS
+from srdd.var.scales import check_patch_nums
 
 
 def infer_tokenizer(mapped: Mapped, patch_nums: tuple[int, ...]) -> TokenizerConfig:

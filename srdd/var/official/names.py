@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srdd.config import TransformerConfig
 from srdd.errors import UserError
 from srdd.foreign import is_plain, owned
-from srdd.masks import build_mask
-from srdd.phi import phi_of_scale
-from srdd.tokenizer import Tokenizer
-from srdd.transformer import ScaleTransformer
+from srdd.var.config import TransformerConfig
+from srdd.var.masks import build_mask
+from srdd.var.phi import phi_of_scale
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -93,7 +93,7 @@ def _map(state: Mapping[str, Any], names: Mapping[str, str], dropped: list[str])
 
 
 def map_tokenizer(state: Mapping[str, Any]) -> Mapped:
-    """A VAR tokenizer's state dict under our names (:class:`srdd.tokenizer.Tokenizer`).
+    """A VAR tokenizer's state dict under our names (:class:`srdd.var.tokenizer.Tokenizer`).
 
     Raises:
         UserError: an entry is no floating-point tensor, or two are the same parameter.
@@ -137,7 +137,7 @@ def _from_hmar(name: str, base: int) -> str:
 
 
 def from_vqvae(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A VAR tokenizer's state dict under our names (:class:`srdd.tokenizer.Tokenizer`)."""
+    """A VAR tokenizer's state dict under our names (:class:`srdd.var.tokenizer.Tokenizer`)."""
     return map_tokenizer(tensors).tensors
 
 

@@ -15,9 +15,9 @@ name         pixels  depth  width  codes L  parameters
 ===========  ======  =====  =====  =======  ==========
 """
 
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.masks import Mask
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.masks import Mask
 
 VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 VAR_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from srdd.train.quality import psnr, ssim, to_8bit
+from srdd.metrics.quality import psnr, ssim, to_8bit
 
 
 def _pair(side: int = 16) -> tuple[Tensor, Tensor]:

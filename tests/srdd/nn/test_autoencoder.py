@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srdd.autoencoder import Upsample, decode_chunk, in_chunks
-from srdd.config import TokenizerConfig
-from srdd.tokenizer import Tokenizer
+from srdd.nn.autoencoder import Upsample, decode_chunk, in_chunks
+from srdd.var.config import TokenizerConfig
+from srdd.var.tokenizer import Tokenizer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd.groupnorm import GroupNorm
+from srdd.nn.groupnorm import GroupNorm
 
 
 def _layer(channels: int = 64) -> GroupNorm:

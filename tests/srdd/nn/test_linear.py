@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from srdd import linear
-from srdd.linear import RowLinear
+from srdd.nn import linear
+from srdd.nn.linear import RowLinear
 
 
 @pytest.mark.parametrize("shape", [(5, 24), (2, 7, 24), (1, 1, 24), (0, 24)])

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from srdd.errors import UserError
 from srdd.rng import uniform
-from srdd.train.adversarial import (
+from srdd.train.config import OptimConfig, TokenizerLossConfig
+from srdd.train.var.adversarial import (
     Adversary,
     Discriminator,
     diff_augment,
@@ -12,7 +13,6 @@ from srdd.train.adversarial import (
     hinge_discriminator,
     patch_layers,
 )
-from srdd.train.config import OptimConfig, TokenizerLossConfig
 
 LOSS = TokenizerLossConfig(gan=0.5, gan_start=0.25, gan_warmup=0.2, gan_width=8, gan_layers=1)
 

@@ -3,17 +3,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from srdd.classifier import ClassifierConfig
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.cost import increment_flops
-from srdd.masks import MASKS, Mask
-from srdd.train.adversarial import Discriminator
+from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
 from srdd.train.flops import image_flops, tokenizer_flops, transformer_flops
 from srdd.train.loop import Batch
-from srdd.train.tokenizer import TokenizerTask
-from srdd.transformer import ScaleTransformer
+from srdd.train.var.adversarial import Discriminator
+from srdd.train.var.tokenizer import TokenizerTask
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.cost import increment_flops
+from srdd.var.masks import MASKS, Mask
+from srdd.var.transformer import ScaleTransformer
 
 OPTIM = OptimConfig(steps=10)
 TOKENIZER = TokenizerConfig(

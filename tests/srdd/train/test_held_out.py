@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from srdd import Pipeline
-from srdd.scales import ScaleSchedule
-from srdd.train.held_out import reconstruct, tokenizer_quality, transformer_nll, unigram_entropy
-from srdd.train.quality import psnr
-from srdd.train.tokenizer import to_float
+from srdd.metrics.quality import psnr
+from srdd.train.var.held_out import reconstruct, tokenizer_quality, transformer_nll, unigram_entropy
+from srdd.train.var.tokenizer import to_float
+from srdd.var.scales import ScaleSchedule
 
 MakePipeline = Callable[..., Pipeline]
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.train.perceptual import load_lpips
+from srdd.train.var.perceptual import load_lpips
 
 # torchvision's VGG16 up to its last ReLU: widths, and a pooling before each slice but the first.
 LAYERS = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]

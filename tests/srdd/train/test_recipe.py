@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.scales import ScaleSchedule
-from srdd.tokenizer import Tokenizer
 from srdd.train.config import OptimConfig, TransformerLossConfig
 from srdd.train.ema import Ema, finished_weights
 from srdd.train.loop import Batch, Stateless, fit, split_batch
 from srdd.train.optim import build_optimizer, lr_at, set_rates, weight_decay_at
-from srdd.train.transformer import TransformerTask, arrange, scale_masses
+from srdd.train.var.transformer import TransformerTask, arrange, scale_masses
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.scales import ScaleSchedule
+from srdd.var.tokenizer import Tokenizer
 
 Same = Callable[[Any, Any], None]
 SIDES = (1, 2, 4)

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd import Pipeline, SamplerConfig, sampling
-from srdd.scales import ScaleSchedule
+from srdd import Pipeline, SamplerConfig
 from srdd.train.config import OptimConfig, TransformerLossConfig
 from srdd.train.loop import Batch
-from srdd.train.refine import Hidden, draw_hidden, refined_input
-from srdd.train.transformer import TransformerLoss, TransformerTask, scale_masses
+from srdd.train.var.refine import Hidden, draw_hidden, refined_input
+from srdd.train.var.transformer import TransformerLoss, TransformerTask, scale_masses
+from srdd.var import sampling
+from srdd.var.scales import ScaleSchedule
 
 MakePipeline = Callable[..., Pipeline]
 SCHEDULE = ScaleSchedule((1, 2, 4))

@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd.config import TokenizerConfig
 from srdd.errors import UserError
-from srdd.tokenizer import Tokenizer
-from srdd.train.codebook import (
+from srdd.train.config import OptimConfig, TokenizerLossConfig
+from srdd.train.loop import ALONE, Batch, Reduce, fit
+from srdd.train.var.codebook import (
     EntropyTerm,
     entropy_gap,
     keep_scales,
     log_assignment,
     quantize,
 )
-from srdd.train.config import OptimConfig, TokenizerLossConfig
-from srdd.train.loop import ALONE, Batch, Reduce, fit
-from srdd.train.tokenizer import TokenizerTask, to_float
+from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.var.config import TokenizerConfig
+from srdd.var.tokenizer import Tokenizer
 
 Same = Callable[[Any, Any], None]
 SIDES = (1, 2, 4)

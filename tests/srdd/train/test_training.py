@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srdd import Pipeline
-from srdd.classifier import ClassifierConfig
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.scales import ScaleSchedule
-from srdd.tokenizer import Tokenizer
+from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
-from srdd.train.codebook import needy_scales
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
 from srdd.train.loop import ALONE, Batch, Reduce, Task, fit
 from srdd.train.optim import build_optimizer, lr_at
-from srdd.train.tokenizer import TokenizerTask, to_float
-from srdd.train.transformer import TransformerTask, init_weights, nll_per_scale
+from srdd.train.var.codebook import needy_scales
+from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.train.var.transformer import TransformerTask, init_weights, nll_per_scale
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.scales import ScaleSchedule
+from srdd.var.tokenizer import Tokenizer
 
 Same = Callable[[Any, Any], None]
 MakePipeline = Callable[..., Pipeline]

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from srdd import Pipeline, SamplerConfig, sample
-from srdd.accelerate import (
+from srdd.errors import UserError
+from srdd.nn.linear import RowLinear
+from srdd.var.accelerate import (
     GraphedSampler,
     Int8Linear,
     compile_blocks,
@@ -14,8 +16,6 @@ from srdd.accelerate import (
     int8_linears,
     run_loop,
 )
-from srdd.errors import UserError
-from srdd.linear import RowLinear
 
 MakePipeline = Callable[..., Pipeline]
 LABELS, SEEDS = [0, 1, 2, 4], [5, 6, 7, 8]

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from srdd import Pipeline, SamplerConfig, sample
-from srdd.attention import Backend, KVCache, attend_scales, choose_backend
-from srdd.config import TransformerConfig
 from srdd.errors import UserError
-from srdd.masks import MASKS, Mask, build_mask, views
-from srdd.scales import ScaleSchedule
-from srdd.transformer import ScaleTransformer
+from srdd.var.attention import Backend, KVCache, attend_scales, choose_backend
+from srdd.var.config import TransformerConfig
+from srdd.var.masks import MASKS, Mask, build_mask, views
+from srdd.var.scales import ScaleSchedule
+from srdd.var.transformer import ScaleTransformer
 
 MakePipeline = Callable[..., Pipeline]
 SCHEDULE = ScaleSchedule((1, 2, 8, 9))  # windows of 7 codes a side are not the whole scale

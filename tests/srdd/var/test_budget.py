@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from srdd import Pipeline, SamplerConfig
-from srdd.accelerate import run_loop
-from srdd.autoencoder import Decoder
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.tokenizer import Tokenizer
-from srdd.transformer import ScaleTransformer
+from srdd.nn.autoencoder import Decoder
+from srdd.var.accelerate import run_loop
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 GB = 1e9
@@ -90,7 +90,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Any = None, *, scale: Any = N
 @pytest.fixture(scope="module")
 def meter() -> Meter:
     patch = pytest.MonkeyPatch()
-    patch.setattr("srdd.pipeline.check_match", lambda *_: None)  # it reads the weights
+    patch.setattr("srdd.var.pipeline.check_match", lambda *_: None)  # it reads the weights
     with torch.device("meta"):
         tokenizer = Tokenizer(TokenizerConfig(resolution=256, patch_nums=PATCH_NUMS))
         model = ScaleTransformer(TransformerConfig(patch_nums=PATCH_NUMS))
@@ -149,7 +149,7 @@ def test_settings_that_refine_nothing_need_no_host() -> None:
     """MR at a threshold of 0 has no candidates: the loop must not even look."""
     names = tuple(map(str, range(10)))
     with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("srdd.pipeline.check_match", lambda *_: None)
+        patch.setattr("srdd.var.pipeline.check_match", lambda *_: None)
         shared = {"patch_nums": (1, 2), "vocab_size": 16, "z_channels": 8}
         tokenizer = Tokenizer(TokenizerConfig(resolution=4, ch=8, ch_mult=(1, 1), **shared))
         config = TransformerConfig(num_classes=10, depth=1, width=16, num_heads=2, **shared)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from srdd import Pipeline, SamplerConfig, sample
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.fields import from_dict, to_dict
 from srdd.presets import PRESETS, get_preset
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
+from srdd.validation import from_dict, to_dict
+from srdd.var.config import TokenizerConfig, TransformerConfig
 
 MakePipeline = Callable[..., Pipeline]
 TOKENIZER: dict[str, Any] = {"resolution": 8, "patch_nums": (1, 2, 4), "ch_mult": (1, 2)}

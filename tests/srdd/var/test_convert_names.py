@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from srdd import Pipeline, sample
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.convert import Source, build_pipeline, tokenizer_source, transformer_source
 from srdd.errors import UserError
-from srdd.masks import Mask, build_mask
-from srdd.official import map_transformer, to_var, to_vqvae
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.masks import Mask, build_mask
+from srdd.var.official.convert import Source, build_pipeline, tokenizer_source, transformer_source
+from srdd.var.official.names import map_transformer, to_var, to_vqvae
 
 State = dict[str, Tensor]
 Official = dict[str, State]

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from srdd import Pipeline, SamplerConfig, request, sample, sampling
-from srdd.attention import KVCache
-from srdd.autoencoder import Decoder, Upsample
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.cost import conditioning_flops, decoder_flops, increment_flops, pass_flops
-from srdd.masks import MASKS, Mask, views
-from srdd.transformer import Conditioning, ScaleTransformer
+from srdd import Pipeline, SamplerConfig, sample
+from srdd.nn.autoencoder import Decoder, Upsample
+from srdd.var import checks as request
+from srdd.var import sampling
+from srdd.var.attention import KVCache
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.cost import conditioning_flops, decoder_flops, increment_flops, pass_flops
+from srdd.var.masks import MASKS, Mask, views
+from srdd.var.transformer import Conditioning, ScaleTransformer
 
 MakePipeline = Callable[..., Pipeline]
 LABELS = torch.tensor([0, 1, 2, 3])

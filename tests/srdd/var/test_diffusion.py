@@ -17,8 +17,10 @@ from torch import Tensor
 
 from srdd import Pipeline
 from srdd.checkpoint import save_tensors
-from srdd.config import TransformerConfig
-from srdd.diffusion import (
+from srdd.errors import UserError
+from srdd.train.var.transformer import init_weights, nll_per_scale
+from srdd.var.config import TransformerConfig
+from srdd.var.likelihood import (
     changed_codes,
     input_blocks_that_matter,
     kept_codes,
@@ -30,12 +32,10 @@ from srdd.diffusion import (
     seen_map,
     snr_per_scale,
 )
-from srdd.errors import UserError
-from srdd.masks import MASKS, Mask, build_mask
-from srdd.pipeline import save_tokenizer
-from srdd.scales import ScaleSchedule
-from srdd.train.transformer import init_weights, nll_per_scale
-from srdd.transformer import ScaleTransformer
+from srdd.var.masks import MASKS, Mask, build_mask
+from srdd.var.pipeline import save_tokenizer
+from srdd.var.scales import ScaleSchedule
+from srdd.var.transformer import ScaleTransformer
 
 MakePipeline = Callable[..., Pipeline]
 MARKOV = tuple(mask for mask in MASKS if mask.startswith("markov"))
@@ -431,7 +431,7 @@ def test_the_benchmark_prints_the_functions_numbers(
     save_tensors(tmp_path / "images.safetensors", {"images": images})
     arguments = [str(tmp_path / "run"), str(tmp_path / "images.safetensors"), "--n", "4"]
     monkeypatch.setattr(sys, "argv", ["snr.py", *arguments, "--prune", "1,3,4"])
-    runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "snr.py"), run_name="__main__")
+    runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "snr.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "4 images"
     found = json.loads(lines[-1])

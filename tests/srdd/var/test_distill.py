@@ -9,8 +9,18 @@ import pytest
 import torch
 
 from srdd import Pipeline, SamplerConfig, load_pipeline, sample
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.distill import (
+from srdd.errors import UserError
+from srdd.train.config import OptimConfig, TransformerLossConfig
+from srdd.train.loop import Batch, fit
+from srdd.train.var.transformer import TransformerTask
+from srdd.validation import from_dict, to_dict
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.guidance import weights
+from srdd.var.masks import MASKS, Mask
+from srdd.var.official.names import to_vqvae
+from srdd.var.phi import phi_of_scale
+from srdd.var.pipeline import save_pipeline
+from srdd.var.prune import (
     check_stages,
     check_teacher,
     prune_pipeline,
@@ -18,19 +28,9 @@ from srdd.distill import (
     prune_transformer,
     teacher_kl,
 )
-from srdd.errors import UserError
-from srdd.fields import from_dict, to_dict
-from srdd.guidance import weights
-from srdd.masks import MASKS, Mask
-from srdd.official import to_vqvae
-from srdd.phi import phi_of_scale
-from srdd.pipeline import save_pipeline
-from srdd.quantize import MultiScaleQuantizer
-from srdd.scales import ScaleSchedule
-from srdd.tokenizer import Tokenizer
-from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd.train.loop import Batch, fit
-from srdd.train.transformer import TransformerTask
+from srdd.var.quantize import MultiScaleQuantizer
+from srdd.var.scales import ScaleSchedule
+from srdd.var.tokenizer import Tokenizer
 
 MakePipeline = Callable[..., Pipeline]
 VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

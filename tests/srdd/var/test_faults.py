@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srdd import Pipeline, SamplerConfig, sample, sample_state, sample_stream, sampling
+from srdd import Pipeline, SamplerConfig, sample, sample_stream
 from srdd.errors import UserError
-from srdd.masks import MASKS, Mask
+from srdd.var import sampling
+from srdd.var import state as sample_state
+from srdd.var.masks import MASKS, Mask
 
 MakePipeline = Callable[..., Pipeline]
 LABELS = torch.tensor([0, 1, 2])

@@ -9,13 +9,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, sample
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.masks import Mask
-from srdd.official import from_var, from_vqvae
-from srdd.tokenizer import Tokenizer
-from srdd.transformer import ScaleTransformer
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.masks import Mask
+from srdd.var.official.names import from_var, from_vqvae
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
-PATH = Path(__file__).resolve().parent.parent / "data" / "golden_tiny.safetensors"
+PATH = Path(__file__).resolve().parents[2] / "data" / "golden_tiny.safetensors"
 BOTH: list[Mask] = ["block_causal", "markov"]
 Golden = tuple[dict[Mask, Pipeline], dict[str, Tensor]]
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from srdd import Pipeline, SamplerConfig, sample
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.official import from_var, from_vqvae
-from srdd.tokenizer import Tokenizer
-from srdd.transformer import ScaleTransformer
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.official.names import from_var, from_vqvae
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 Golden = tuple[Pipeline, dict[str, torch.Tensor]]
 

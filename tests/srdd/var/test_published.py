@@ -6,14 +6,22 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from srdd.convert import build_pipeline, tokenizer_source, transformer_source
 from srdd.errors import UserError
-from srdd.official import to_var, to_vqvae
-from srdd.phi import PhiBank
-from srdd.published import HMAR_1024, PATCH_NUMS, VAR_256, VAR_512, get_published, var, vqvae
-from srdd.scales import ScaleSchedule
-from srdd.tokenizer import Tokenizer
-from srdd.transformer import ScaleTransformer
+from srdd.var.official.convert import build_pipeline, tokenizer_source, transformer_source
+from srdd.var.official.names import to_var, to_vqvae
+from srdd.var.official.published import (
+    HMAR_1024,
+    PATCH_NUMS,
+    VAR_256,
+    VAR_512,
+    get_published,
+    var,
+    vqvae,
+)
+from srdd.var.phi import PhiBank
+from srdd.var.scales import ScaleSchedule
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 # The layout of the published files, as FoundationVision/VAR builds it.
 BLOCK = {

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srdd.phi import PhiBank
-from srdd.quantize import MultiScaleQuantizer
-from srdd.scales import ScaleSchedule
+from srdd.var.phi import PhiBank
+from srdd.var.quantize import MultiScaleQuantizer
+from srdd.var.scales import ScaleSchedule
 
 VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SIDES = (1, 2, 3, 5)

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from srdd import Pipeline, SamplerConfig, sample, sample_state, sampling
-from srdd.masks import MASKS, Mask, views
-from srdd.resample import candidates, code_probs
-from srdd.transformer import Conditioning, ScaleTransformer
+from srdd import Pipeline, SamplerConfig, sample
+from srdd.var import sampling
+from srdd.var import state as sample_state
+from srdd.var.masks import MASKS, Mask, views
+from srdd.var.resample import candidates, code_probs
+from srdd.var.transformer import Conditioning, ScaleTransformer
 
 MakePipeline = Callable[..., Pipeline]
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1])

@@ -8,15 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd import Pipeline, SamplerConfig, guidance, sample, sample_state, sample_stream, sampling
+from srdd import Pipeline, SamplerConfig, sample, sample_stream
 from srdd.errors import UserError
-from srdd.masks import MASKS, Mask
 from srdd.presets import digits
-from srdd.resample import draw, truncate
-from srdd.scales import ScaleSchedule
-from srdd.tokenizer import Tokenizer
-from srdd.train.transformer import init_weights
-from srdd.transformer import ScaleTransformer
+from srdd.train.var.transformer import init_weights
+from srdd.var import guidance, sampling
+from srdd.var import state as sample_state
+from srdd.var.masks import MASKS, Mask
+from srdd.var.resample import draw, truncate
+from srdd.var.scales import ScaleSchedule
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 MakePipeline = Callable[..., Pipeline]
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1])

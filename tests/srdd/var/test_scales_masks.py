@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srdd.errors import UserError
-from srdd.masks import MASKS, Mask, build_mask, first_scale_seen, neighbourhood, views
-from srdd.scales import ScaleSchedule
+from srdd.var.masks import MASKS, Mask, build_mask, first_scale_seen, neighbourhood, views
+from srdd.var.scales import ScaleSchedule
 
 VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 schedules = st.lists(st.integers(1, 9), min_size=1, max_size=6, unique=True).map(

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srdd import Pipeline
-from srdd.attention import KVCache, RowLinear, attention_constants
-from srdd.config import TransformerConfig
 from srdd.errors import UserError
-from srdd.masks import MASKS, Mask, build_mask, views
-from srdd.scales import ScaleSchedule
-from srdd.train.transformer import init_weights
-from srdd.transformer import ScaleTransformer
+from srdd.train.var.transformer import init_weights
+from srdd.var.attention import KVCache, RowLinear, attention_constants
+from srdd.var.config import TransformerConfig
+from srdd.var.masks import MASKS, Mask, build_mask, views
+from srdd.var.scales import ScaleSchedule
+from srdd.var.transformer import ScaleTransformer
 
 MakePipeline = Callable[..., Pipeline]
 RunWhole = Callable[..., Tensor]

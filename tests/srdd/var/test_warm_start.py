@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.tokenizer import Tokenizer
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd.train.transformer import TransformerTask
-from srdd.train.warm_start import warm_start
-from srdd.transformer import ScaleTransformer
+from srdd.train.var.transformer import TransformerTask
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
+from srdd.var.warm_start import warm_start
 
 CONFIG = TransformerConfig(
     patch_nums=(1, 2, 4), num_classes=3, depth=2, width=16, num_heads=2, vocab_size=16,

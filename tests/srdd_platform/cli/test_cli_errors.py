@@ -14,13 +14,13 @@ from ray.exceptions import RayTaskError
 
 from srdd import load_pipeline
 from srdd.errors import UserError
-from srdd.pipeline import load_tokenizer, save_pipeline, save_tokenizer
-from srdd_platform import cli
-from srdd_platform.command_errors import guarded
-from srdd_platform.files import write_json
-from srdd_platform.sweep_args import SweepArgs
+from srdd.var.pipeline import load_tokenizer, save_pipeline, save_tokenizer
+from srdd_platform.cli import main as cli
+from srdd_platform.cli.command_errors import guarded
+from srdd_platform.core.files import write_json
+from srdd_platform.sweep.options import SweepArgs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")]),
@@ -359,7 +359,7 @@ def test_a_full_disk_keeps_the_old_grid(tiny_pipeline: Path, tmp_path: Path) -> 
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
-from srdd_platform.cli import main
+from srdd_platform.cli.main import main
 main()
 """
     (tmp_path / "limited.py").write_text(code)

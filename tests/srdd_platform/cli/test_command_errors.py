@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from srdd.config import SamplerConfig
 from srdd.errors import UserError
-from srdd.fields import from_dict
-from srdd_platform.command_errors import guarded, one_line
-from srdd_platform.file_errors import _REMEDIES, explain
-from srdd_platform.option_names import as_option
+from srdd.validation import from_dict
+from srdd.var.config import SamplerConfig
+from srdd_platform.cli.command_errors import guarded, one_line
+from srdd_platform.core.file_errors import _REMEDIES, explain
+from srdd_platform.core.option_names import as_option
 
 
 @dataclass(frozen=True)

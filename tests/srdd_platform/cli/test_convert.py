@@ -18,14 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, load_pipeline, sample
-from srdd.distill import prune_pipeline
-from srdd.pipeline import save_pipeline
-from srdd_platform import cli, convert
+from srdd.var.pipeline import save_pipeline
+from srdd.var.prune import prune_pipeline
+from srdd_platform.cli import convert
+from srdd_platform.cli import main as cli
 
 State = dict[str, Tensor]
 Official = dict[str, State]
 Run = Callable[..., str]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TINY = "1,2,3,4,6"
 
 
@@ -121,7 +122,7 @@ def test_a_fresh_process_converts_what_is_sampled_then(
 ) -> None:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "platform")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    code = "from srdd_platform.cli import main; main()"
+    code = "from srdd_platform.cli.main import main; main()"
     subprocess.run(
         [sys.executable, "-c", code, *map(str, command(*files, "--mask", "markov"))],
         cwd=tmp_path, env=environment, check=True, capture_output=True,
@@ -175,7 +176,7 @@ def test_what_a_pipeline_directory_says(files: tuple[Path, Path], run: Run) -> N
 
 
 def test_the_sampler_of_full_size_is_vars() -> None:
-    from srdd.convert import official_sampler
+    from srdd.var.official.convert import official_sampler
 
     assert official_sampler(4096) == SamplerConfig(cfg=1.5, top_k=900, top_p=0.96)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from srdd_platform import cli
+from srdd_platform.cli import main as cli
 from srdd_platform.data import Manifest
 
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from srdd import Pipeline, SamplerConfig, image_seed, load_pipeline, sample
-from srdd.accelerate import compile_blocks, int8_linears
-from srdd.pipeline import save_pipeline
-from srdd_platform import cli
-from srdd_platform.images import grid, to_png, to_uint8
+from srdd.var.accelerate import compile_blocks, int8_linears
+from srdd.var.pipeline import save_pipeline
+from srdd_platform.cli import main as cli
+from srdd_platform.core.images import grid, to_png, to_uint8
 
 REFINING = "--cfg 1.5 --refine-steps 2 --resample-threshold 0.1 --feedback kept".split()
 REFINED = SamplerConfig(cfg=1.5, refine_steps=2, resample_threshold=0.1, feedback="kept")
@@ -203,7 +203,7 @@ def test_the_warm_up_is_told(
     srdd: Command, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = partial(compile_blocks, backend="aot_eager")  # without minutes of code generation
-    monkeypatch.setattr("srdd.accelerate.compile_blocks", slow)
+    monkeypatch.setattr("srdd.var.accelerate.compile_blocks", slow)
     out = tmp_path / "compiled.png"
     said = srdd("sample", "--model", tiny_pipeline, "--num", 4, "--out", out, "--compile")
     assert re.search(r"^Warm-up: \d+\.\d s$", said, re.MULTILINE)

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from srdd import Pipeline, SamplerConfig, sample
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.masks import Mask
-from srdd.pipeline import save_pipeline
-from srdd.tokenizer import Tokenizer
-from srdd.train.transformer import init_weights
-from srdd.transformer import ScaleTransformer
-from srdd_platform import cli
+from srdd.train.var.transformer import init_weights
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.masks import Mask
+from srdd.var.pipeline import save_pipeline
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
+from srdd_platform.cli import main as cli
 
 OFFICIAL = """
 import sys

@@ -2,7 +2,7 @@
 
 The whole run, 2,000 inputs in process and 50 as processes of their own::
 
-    python -m pytest -m slow tests/srdd_platform/test_fuzz_commands.py
+    python -m pytest -m slow tests/srdd_platform/cli/test_fuzz_commands.py
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 import ray
 from fuzz_inputs import KINDS, make_case
 
-from srdd_platform import cli
+from srdd_platform.cli import main as cli
 
 FEW, MANY, PROCESSES = 8, 400, 10  # inputs of each kind
 LIMIT_S = 120  # of a process
@@ -119,7 +119,7 @@ from pathlib import Path
 from fuzz_inputs import make_case
 case = make_case(kind, int(seed), Path(pipeline), Path(shards))
 os.environ.update(case.environment)
-main = "from srdd_platform.cli import main; main()"
+main = "from srdd_platform.cli.main import main; main()"
 os.execv(sys.executable, [sys.executable, "-c", main, *case.arguments])
 """
 

@@ -14,8 +14,8 @@ from unittest.mock import Mock
 import pytest
 
 from srdd.errors import UserError
-from srdd_platform.file_errors import explain
-from srdd_platform.files import (
+from srdd_platform.core.file_errors import explain
+from srdd_platform.core.files import (
     atomic_path,
     digest,
     read_json,
@@ -24,13 +24,13 @@ from srdd_platform.files import (
     write_json,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")])}
 
 FULL_DISK = """
 import json, resource, signal, sys
 from pathlib import Path
-from srdd_platform.files import write_bytes
+from srdd_platform.core.files import write_bytes
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for path in sys.argv[1:]:
@@ -193,7 +193,7 @@ def test_killed_while_writing_the_old_file_stays(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from srdd_platform.files import atomic_path
+from srdd_platform.core.files import atomic_path
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -14,15 +14,15 @@ from rich.console import Console
 
 from srdd.errors import UserError
 from srdd.presets import digits
-from srdd_platform.checkpoints import last_step
-from srdd_platform.cli import Command
-from srdd_platform.command_line import option_of, parse_command
+from srdd_platform.cli.command_line import option_of, parse_command
+from srdd_platform.cli.main import Command
+from srdd_platform.core.location import parse_location, parse_path
+from srdd_platform.core.storage import open_storage
 from srdd_platform.data import Manifest
 from srdd_platform.data.remote import fetch
-from srdd_platform.jobs import make_job
-from srdd_platform.location import parse_location, parse_path
-from srdd_platform.options import Options
-from srdd_platform.storage import open_storage
+from srdd_platform.train.checkpoints import last_step
+from srdd_platform.train.job import make_job
+from srdd_platform.train.options import Options
 
 # Names that a folder can have: no slash, nothing that no location has, not "." or "..".
 NAMES = st.text(

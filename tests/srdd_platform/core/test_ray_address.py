@@ -23,8 +23,8 @@ from ray.core.generated.gcs_service_pb2_grpc import (
 )
 
 from srdd.errors import UserError
-from srdd_platform import ray_address as module
-from srdd_platform.ray_address import Target, interpreter, locate, parse, wanted_token
+from srdd_platform.core import ray_address as module
+from srdd_platform.core.ray_address import Target, interpreter, locate, parse, wanted_token
 
 TOKEN = "b" * 64
 

@@ -16,15 +16,15 @@ import psutil
 import pytest
 import ray
 
-from srdd_platform.ray_session import Session
+from srdd_platform.core.ray_session import Session
 
-DOCS = Path(__file__).parents[2] / "docs" / "cluster.md"
+DOCS = Path(__file__).parents[3] / "docs" / "cluster.md"
 WAYS = ("local", "auto", "HOST:PORT")
 CELL = """
 import sys
 import ray
-from srdd_platform.command_errors import guarded
-from srdd_platform.ray_session import session
+from srdd_platform.cli.command_errors import guarded
+from srdd_platform.core.ray_session import session
 
 class Actor:
     def interpreter(self):

@@ -19,8 +19,8 @@ from ray._private import ray_constants
 from ray._private.utils import validate_socket_filepath
 
 from srdd.errors import UserError
-from srdd_platform import ray_environment as module
-from srdd_platform.ray_environment import (
+from srdd_platform.core import ray_environment as module
+from srdd_platform.core.ray_environment import (
     changed,
     check_paths,
     environment,

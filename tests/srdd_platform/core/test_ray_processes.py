@@ -7,8 +7,8 @@ import psutil
 import pytest
 from ray._private import services
 
-from srdd_platform.ray_processes import own_process_groups
-from srdd_platform.ray_session import Session
+from srdd_platform.core.ray_processes import own_process_groups
+from srdd_platform.core.ray_session import Session
 
 RAY = ("gcs_server", "raylet", "dashboard.py")
 

@@ -14,10 +14,10 @@ import ray
 from ray.job_submission import JobSubmissionClient
 
 from srdd.errors import UserError
-from srdd_platform import ray_address, ray_environment
-from srdd_platform import ray_session as module
-from srdd_platform.interrupts import Terminated
-from srdd_platform.ray_session import Session, session
+from srdd_platform.core import ray_address, ray_environment
+from srdd_platform.core import ray_session as module
+from srdd_platform.core.interrupts import Terminated
+from srdd_platform.core.ray_session import Session, session
 
 GIVEN = "the token that `ray get-auth-token` prints"
 
@@ -273,7 +273,7 @@ def test_the_cluster_says_what_it_has(ray_session: Session) -> None:
 def test_another_process_joins_and_leaves_the_cluster_up(ray_session: Session) -> None:
     address = ray.get_runtime_context().gcs_address
     code = (
-        "import sys; from srdd_platform.ray_session import session\n"
+        "import sys; from srdd_platform.core.ray_session import session\n"
         "with session(sys.argv[1]) as s: print(s.local, s.total['CPU'], s.dashboard_url)"
     )
     joined = subprocess.run(
@@ -287,7 +287,7 @@ def test_another_process_joins_and_leaves_the_cluster_up(ray_session: Session) -
 @pytest.mark.ray
 def test_a_submitted_job_joins_the_cluster_it_runs_on(ray_session: Session) -> None:
     code = (
-        "from srdd_platform.ray_session import session\n"
+        "from srdd_platform.core.ray_session import session\n"
         "with session() as s: print('found', s.local, s.total['CPU'])"
     )
     client = JobSubmissionClient(ray_session.dashboard_url)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from srdd.errors import UserError
-from srdd_platform import ray_settings as module
-from srdd_platform.ray_settings import check_settings
+from srdd_platform.core import ray_settings as module
+from srdd_platform.core.ray_settings import check_settings
 
-SWEEP = Path(__file__).parents[2] / "sweeps" / "resample_threshold.py"
+SWEEP = Path(__file__).parents[3] / "sweeps" / "resample_threshold.py"
 COMMANDS = {
-    "srdd": ("-c", "from srdd_platform.cli import main; main()", "report", "/nowhere"),
+    "srdd": ("-c", "from srdd_platform.cli.main import main; main()", "report", "/nowhere"),
     "sweep": (str(SWEEP), "--out", "/nowhere"),
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from srdd.errors import UserError
-from srdd_platform.runs import (
+from srdd_platform.core.runs import (
     append_metrics,
     check_place,
     cut_metrics,
@@ -28,13 +28,13 @@ from srdd_platform.runs import (
 HOLD = """
 import sys
 from pathlib import Path
-from srdd_platform.runs import open_run
+from srdd_platform.core.runs import open_run
 with open_run(Path(sys.argv[1]), "train tokenizer", {"lr": 0.1}, {}):
     print("held", flush=True)
     sys.stdin.read()
 """
 SETTINGS: dict[str, Any] = {"lr": 0.1}
-ENVIRONMENT_PATHS = [str(Path(__file__).resolve().parents[2] / part) for part in (".", "platform")]
+ENVIRONMENT_PATHS = [str(Path(__file__).resolve().parents[3] / part) for part in (".", "platform")]
 
 
 def claim(directory: Path, settings: Any = None, runtime: Any = None, kind: str = "") -> None:

@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from srdd.errors import UserError
-from srdd_platform.checkpoints import (
+from srdd_platform.core.files import read_json, write_json
+from srdd_platform.core.storage import SNAPSHOT, Storage, answered, open_storage
+from srdd_platform.train.checkpoints import (
     claim_storage,
     last_step,
     name_of,
     read_checkpoint,
     write_checkpoint,
 )
-from srdd_platform.files import read_json, write_json
-from srdd_platform.jobs import Job
-from srdd_platform.options import Options
-from srdd_platform.storage import SNAPSHOT, Storage, answered, open_storage
+from srdd_platform.train.job import Job
+from srdd_platform.train.options import Options
 
 
 def a_job(run: Path, checkpoints: str = "", steps: int = 9) -> Job:

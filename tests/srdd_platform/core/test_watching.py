@@ -16,20 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from srdd.classifier import ClassifierConfig
-from srdd.fields import to_dict
+from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.config import OptimConfig
 from srdd.train.loop import ALONE
-from srdd_platform import meter
-from srdd_platform.grids import grid_path
-from srdd_platform.images import grid_png
-from srdd_platform.jobs import Job
-from srdd_platform.meter import Watch, ascii_tag
-from srdd_platform.progress import bars
-from srdd_platform.runs import METRICS, THROUGHPUT, append_metrics, read_metrics
-from srdd_platform.tasks import build_task
-from srdd_platform.terminal import Terminal
-from srdd_platform.watching import WARNINGS, Watcher, tell_launcher
+from srdd.validation import to_dict
+from srdd_platform.cli.terminal import Terminal
+from srdd_platform.core.images import grid_png
+from srdd_platform.core.runs import METRICS, THROUGHPUT, append_metrics, read_metrics
+from srdd_platform.core.watching import WARNINGS, Watcher, tell_launcher
+from srdd_platform.train import monitor as meter
+from srdd_platform.train.job import Job
+from srdd_platform.train.monitor import Watch, ascii_tag
+from srdd_platform.train.previews import grid_path
+from srdd_platform.train.progress import bars
+from srdd_platform.train.tasks import build_task
 
 
 def job(run: Path) -> Job:
@@ -172,7 +172,7 @@ def test_lines_of_metrics_that_are_none_are_left_out(tmp_path: Path) -> None:
 def test_metrics_that_cannot_be_read_are_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("srdd_platform.follow.Follower._replaced", fail)
+    monkeypatch.setattr("srdd_platform.train.tail.Follower._replaced", fail)
     follow(tmp_path)
     assert [record.getMessage()[:20] for record in caplog.records] == ["the progress display"]
 
@@ -213,7 +213,7 @@ def test_a_console_on_a_full_disk_falls_silent(monkeypatch: pytest.MonkeyPatch) 
 
 SCRIPT = """
 import os
-from srdd_platform.terminal import Terminal, prepare_streams
+from srdd_platform.cli.terminal import Terminal, prepare_streams
 prepare_streams()
 file = open(os.devnull)
 Terminal().print("läufe/größe/研究")
@@ -225,7 +225,7 @@ Terminal().print(f"descriptor above the standard ones: {file.fileno() > 2}")
 @pytest.mark.parametrize("streams", ["", "2>&-", "2>&- <&-", ">&- 2>/dev/null"])
 @pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
 def test_streams_that_are_closed_or_cannot_encode(variables: dict[str, str], streams: str) -> None:
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, **variables, "PYTHONPATH": f"{root}:{root}/platform"}
     found = subprocess.run(
         ["sh", "-c", f'"$0" -c "$1" {streams}', sys.executable, SCRIPT],

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from srdd.errors import UserError
-from srdd.pipeline import load_tokenizer, save_tokenizer
 from srdd.presets import digits
-from srdd_platform.code_places import codes_dir
-from srdd_platform.codes import encode
+from srdd.var.pipeline import load_tokenizer, save_tokenizer
+from srdd_platform.core.files import can_write, write_json
+from srdd_platform.core.runs import open_run, refuse_foreign
 from srdd_platform.data import open_store
-from srdd_platform.files import can_write, write_json
-from srdd_platform.jobs import make_job
-from srdd_platform.options import TransformerOptions
-from srdd_platform.runs import open_run, refuse_foreign
+from srdd_platform.data.code_places import codes_dir
+from srdd_platform.data.codes import encode
+from srdd_platform.train.job import make_job
+from srdd_platform.train.options import TransformerOptions
 
 
 @pytest.fixture

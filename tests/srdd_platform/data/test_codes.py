@@ -7,18 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from srdd.errors import UserError
-from srdd.pipeline import load_tokenizer, save_tokenizer
-from srdd.train.tokenizer import to_float
-from srdd_platform.code_places import codes_dir
-from srdd_platform.codes import (
-    FORMAT,
-    Extraction,
-    choose_views,
-    encode,
-    encode_shard,
-    load_codes,
-    load_views,
-)
+from srdd.train.var.tokenizer import to_float
+from srdd.var.pipeline import load_tokenizer, save_tokenizer
+from srdd_platform.core.files import write_json
 from srdd_platform.data import (
     Augmentation,
     Manifest,
@@ -27,7 +18,16 @@ from srdd_platform.data import (
     open_store,
     prepare,
 )
-from srdd_platform.files import write_json
+from srdd_platform.data.code_places import codes_dir
+from srdd_platform.data.codes import (
+    FORMAT,
+    Extraction,
+    choose_views,
+    encode,
+    encode_shard,
+    load_codes,
+    load_views,
+)
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,17 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from srdd.errors import UserError
-from srdd.fields import to_dict
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Alone, Batch
-from srdd_platform.batches import batches
+from srdd.validation import to_dict
+from srdd_platform.core.file_errors import StoreError, explain
+from srdd_platform.core.storage import answered
 from srdd_platform.data import Manifest, ShardDataset, cache, load_images, open_store, prepare
 from srdd_platform.data.cache import CachedStore, make_room
+from srdd_platform.data.options import inspected
 from srdd_platform.data.store import LocalStore
-from srdd_platform.data_options import inspected
-from srdd_platform.file_errors import StoreError, explain
-from srdd_platform.jobs import Job
-from srdd_platform.storage import answered
+from srdd_platform.train.batches import batches
+from srdd_platform.train.job import Job
 
 GB = 1e-9  # bytes, as the option takes them
 
@@ -334,7 +334,7 @@ def test_a_location_that_does_not_answer(
 ) -> None:
     hang = threading.Event()
     brief = functools.partial(answered, limit_s=0.05)
-    monkeypatch.setattr("srdd_platform.storage.answered", brief)
+    monkeypatch.setattr("srdd_platform.core.storage.answered", brief)
     monkeypatch.setattr("srdd_platform.data.remote.fs.FileSystem", type("Hangs", (), {
         "from_uri": staticmethod(lambda uri: hang.wait(60)),
     }))  # fmt: skip

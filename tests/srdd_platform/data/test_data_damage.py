@@ -11,8 +11,8 @@ import pytest
 from srdd.errors import UserError
 from srdd_platform.data import ShardDataset, prepare
 from srdd_platform.data.damage import INSPECTED
+from srdd_platform.data.options import inspected, left_out
 from srdd_platform.data.store import LocalStore
-from srdd_platform.data_options import inspected, left_out
 
 SHARD = "train-000001.tar"
 
@@ -153,7 +153,7 @@ def test_bytes_are_looked_at_once(data: Path, monkeypatch: pytest.MonkeyPatch) -
         hashed.append(path.name)
         return "another"
 
-    monkeypatch.setattr("srdd_platform.files.sha256_file", count)
+    monkeypatch.setattr("srdd_platform.core.files.sha256_file", count)
     assert inspected(LocalStore(data), None) == found
     assert hashed == []
     os.utime(data / "train-000002.tar", ns=(1, 1))
@@ -167,7 +167,7 @@ def test_bytes_are_looked_at_once(data: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_who_is_told_what_to_leave_out_looks_at_nothing(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("srdd_platform.files.sha256_file", lambda path: pytest.fail("read"))
+    monkeypatch.setattr("srdd_platform.core.files.sha256_file", lambda path: pytest.fail("read"))
     (data / INSPECTED).unlink()
     assert len(ShardDataset(data, "train", {"train-00000003": 1, SHARD: 500})) == 936
 
@@ -179,7 +179,7 @@ def test_a_read_only_directory_works(data: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(path: Path, content: bytes) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("srdd_platform.files.write_bytes", refuse)
+    monkeypatch.setattr("srdd_platform.core.files.write_bytes", refuse)
     assert len(ShardDataset(data, "train")) == 1437
     assert list(data.glob("*.npz")) == []
 
@@ -189,6 +189,6 @@ def test_an_unreadable_shard_is_named(data: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(5, "Input/output error", str(path))
 
     (data / INSPECTED).unlink()
-    monkeypatch.setattr("srdd_platform.files.sha256_file", refuse)
+    monkeypatch.setattr("srdd_platform.core.files.sha256_file", refuse)
     with pytest.raises(UserError, match=r"train-000000\.tar \(Input/output error\)"):
         inspected(LocalStore(data), None)

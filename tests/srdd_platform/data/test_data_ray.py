@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 from srdd.errors import UserError
 from srdd.presets import digits
-from srdd_platform import cli
-from srdd_platform.codes import load_views
+from srdd_platform.cli import main as cli
+from srdd_platform.core.ray_session import Session
+from srdd_platform.core.runs import read_metrics
 from srdd_platform.data import Manifest, ShardDataset
-from srdd_platform.jobs import Job, make_job
-from srdd_platform.launch import train
-from srdd_platform.options import Options
-from srdd_platform.ray_session import Session
-from srdd_platform.runs import read_metrics
+from srdd_platform.data.codes import load_views
+from srdd_platform.train.job import Job, make_job
+from srdd_platform.train.launcher import train
+from srdd_platform.train.options import Options
 
 pytestmark = pytest.mark.ray
 

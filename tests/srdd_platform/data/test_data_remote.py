@@ -183,7 +183,7 @@ def test_a_small_disk_is_refused_before_copying(
 def test_the_command(bucket: Path, tmp_path: Path) -> None:
     from rich.console import Console
 
-    from srdd_platform.data_cli import DataFetch
+    from srdd_platform.cli.data import DataFetch
 
     printed = io.StringIO()
     DataFetch(uri=(bucket / "digits").as_uri(), out=tmp_path / "out").run(Console(file=printed))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from srdd.class_names import normalise, quoted
 from srdd.errors import UserError
-from srdd_platform.label_files import read_class_names
+from srdd_platform.data.label_files import read_class_names
 
 NAMES = ["tench, Tinca tinca", "goldfish", "café", 'the "big" one']
 WNIDS = ["n01440764", "n01443537", "n01484850", "n01491361"]

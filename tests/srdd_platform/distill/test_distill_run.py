@@ -14,28 +14,25 @@ from safetensors.torch import load_file
 
 import srdd
 from srdd import SamplerConfig
-from srdd.distill import prune_tokenizer
 from srdd.errors import UserError
-from srdd.pipeline import save_pipeline, save_tokenizer
 from srdd.presets import Preset, digits
-from srdd.scales import ScaleSchedule
-from srdd_platform import distill as distillation
-from srdd_platform.code_places import codes_dir
+from srdd.var.pipeline import save_pipeline, save_tokenizer
+from srdd.var.prune import prune_tokenizer
+from srdd.var.scales import ScaleSchedule
+from srdd_platform.core.files import read_json
+from srdd_platform.core.ray_session import Session
+from srdd_platform.core.runs import read_metrics
 from srdd_platform.data import open_store, prepare
-from srdd_platform.distill import (
+from srdd_platform.data.code_places import codes_dir
+from srdd_platform.distill import run as distillation
+from srdd_platform.distill.run import (
     Distillation,
     distill,
     dry_run_stages,
     parse_stages,
     stage_steps,
 )
-from srdd_platform.evaluate import EvaluationConfig
-from srdd_platform.files import read_json
-from srdd_platform.jobs import Job
-from srdd_platform.options import TransformerOptions
-from srdd_platform.ray_session import Session
-from srdd_platform.runs import read_metrics
-from srdd_platform.stages import (
+from srdd_platform.distill.table import (
     RowSpec,
     markdown,
     measure_rows,
@@ -43,6 +40,9 @@ from srdd_platform.stages import (
     row_keys,
     table_specs,
 )
+from srdd_platform.evaluation.evaluator import EvaluationConfig
+from srdd_platform.train.job import Job
+from srdd_platform.train.options import TransformerOptions
 
 STEPS = 12
 STAGES = ((1, 2, 4), (1, 4))

@@ -12,16 +12,22 @@ import torch
 
 from srdd import SamplerConfig, image_seed, load_pipeline, sample
 from srdd.checkpoint import save_model
-from srdd.classifier import Classifier, ClassifierConfig
 from srdd.errors import UserError
-from srdd.pipeline import save_pipeline
+from srdd.metrics.classifier import Classifier, ClassifierConfig
+from srdd.var.pipeline import save_pipeline
+from srdd_platform.core.images import grid, to_png, to_uint8
 from srdd_platform.data import load_arrays, prepare
-from srdd_platform.drawn import GRID_IMAGES, draw_batches
-from srdd_platform.evaluate import EvaluationConfig, Evaluator, columns, row_key, weights_digest
-from srdd_platform.images import grid, to_png, to_uint8
-from srdd_platform.protocol import FIRST_PROTOCOL
-from srdd_platform.references import ReferenceSpec, before_search, spec_key
-from srdd_platform.rows import PARAMETERS, Row, to_json
+from srdd_platform.evaluation.evaluator import (
+    EvaluationConfig,
+    Evaluator,
+    columns,
+    row_key,
+    weights_digest,
+)
+from srdd_platform.evaluation.generate import GRID_IMAGES, draw_batches
+from srdd_platform.evaluation.protocol import FIRST_PROTOCOL
+from srdd_platform.evaluation.rows import PARAMETERS, Row, to_json
+from srdd_platform.sweep.references import ReferenceSpec, before_search, spec_key
 
 REFINED = SamplerConfig(cfg=1.0, refine_steps=2, resample_threshold=0.05)
 MEASURED = (

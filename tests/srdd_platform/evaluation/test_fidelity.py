@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from srdd.checkpoint import save_model
-from srdd.classifier import Classifier, ClassifierConfig
 from srdd.errors import UserError
-from srdd_platform.fidelity import (
+from srdd.metrics.classifier import Classifier, ClassifierConfig
+from srdd_platform.evaluation.extractors import (
     Extractor,
     classifier_name,
     import_torch_fidelity,
     load_extractor,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_torch_fidelity_imports_beside_any_build_of_torch() -> None:
     code = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "platform")!r}]
-from srdd_platform.fidelity import import_torch_fidelity
+from srdd_platform.evaluation.extractors import import_torch_fidelity
 first, second = import_torch_fidelity(), import_torch_fidelity()
 assert first is second
 from torch_fidelity.metric_prc import prc_features_to_metric

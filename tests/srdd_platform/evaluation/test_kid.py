@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srdd_platform.kid import ROWS, class_bias
+from srdd_platform.evaluation.kid import ROWS, class_bias
 
 Array = npt.NDArray[np.float64]
 
@@ -95,7 +95,7 @@ def test_rows_of_the_kernel_may_come_in_parts(monkeypatch: pytest.MonkeyPatch) -
     labels = np.sort(np.arange(90) % 3)
     x = clusters(labels, spread=1.0)
     whole = bias(x, labels)
-    monkeypatch.setattr("srdd_platform.kid.ROWS", 7)
+    monkeypatch.setattr("srdd_platform.evaluation.kid.ROWS", 7)
     assert bias(x, labels) == pytest.approx(whole, rel=1e-6)
     assert ROWS > 90
 

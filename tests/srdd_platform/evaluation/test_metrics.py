@@ -6,9 +6,15 @@ import torch
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd_platform.fidelity import Extractor, Features
-from srdd_platform.kid import class_bias
-from srdd_platform.metrics import MIN_IMAGES, Reference, jackknife_error, measure, raw_kid
+from srdd_platform.evaluation.extractors import Extractor, Features
+from srdd_platform.evaluation.kid import class_bias
+from srdd_platform.evaluation.metrics import (
+    MIN_IMAGES,
+    Reference,
+    jackknife_error,
+    measure,
+    raw_kid,
+)
 
 
 def gaussian(n: int, dim: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:

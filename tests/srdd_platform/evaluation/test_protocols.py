@@ -13,20 +13,27 @@ from rich.console import Console
 from srdd import load_pipeline
 from srdd.errors import UserError
 from srdd.presets import digits
-from srdd_platform.best import best_row
-from srdd_platform.distill import Distillation, distill
-from srdd_platform.evaluate import EvaluationConfig
-from srdd_platform.files import read_json, write_json
-from srdd_platform.options import TransformerOptions
-from srdd_platform.protocol import FIRST_PROTOCOL, PROTOCOL, begun_under, under
-from srdd_platform.ray_session import Session
+from srdd_platform.core.files import read_json, write_json
+from srdd_platform.core.ray_session import Session
+from srdd_platform.distill.run import Distillation, distill
+from srdd_platform.evaluation.evaluator import EvaluationConfig
+from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, PROTOCOL, begun_under, under
+from srdd_platform.evaluation.rows import (
+    FIRST_SCHEMA,
+    SCHEMA,
+    Row,
+    compile_table,
+    read_rows,
+    write_row,
+)
 from srdd_platform.report import build_report
-from srdd_platform.rows import FIRST_SCHEMA, SCHEMA, Row, compile_table, read_rows, write_row
-from srdd_platform.space import Grid
-from srdd_platform.sweep import run_sweep
-from srdd_platform.sweep_args import SweepArgs
+from srdd_platform.sweep.best import best_row
+from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.run import run_sweep
+from srdd_platform.sweep.space import Grid
+from srdd_platform.train.options import TransformerOptions
 
-ARCHIVE = Path(__file__).resolve().parents[1] / "data" / "fid1.tar.xz"
+ARCHIVE = Path(__file__).resolve().parents[2] / "data" / "fid1.tar.xz"
 SPACE = {
     "cfg": FloatDistribution(0.0, 3.0, step=0.25),
     "feedback": CategoricalDistribution(("updated", "kept")),

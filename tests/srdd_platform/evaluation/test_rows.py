@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srdd.errors import UserError
-from srdd_platform.rows import (
+from srdd_platform.evaluation.rows import (
     SCHEMA,
     Row,
     compile_table,

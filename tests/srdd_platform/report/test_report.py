@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from srdd.errors import UserError
-from srdd_platform.files import write_json
+from srdd_platform.core.files import write_json
+from srdd_platform.evaluation.rows import Row, compile_table, write_row
 from srdd_platform.report import build_report
 from srdd_platform.report.figures import draw_frontier, draw_parallel, draw_threshold
 from srdd_platform.report.hypervolume import hypervolume
@@ -28,7 +29,6 @@ from srdd_platform.report.info import (
 )
 from srdd_platform.report.settings import INACTIVE, parallel_info, threshold_info
 from srdd_platform.report.wording import number, plus_minus
-from srdd_platform.rows import Row, compile_table, write_row
 
 EXTRACTOR = "classifier-digits-1a2b3c"
 GFLOPS = CostAxis(column="gflops_per_image", title="GFLOPs per image")

@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PATH = "/v1/images/generations"
-SRDD = [sys.executable, "-c", "from srdd_platform.cli import main; main()"]
+SRDD = [sys.executable, "-c", "from srdd_platform.cli.main import main; main()"]
 REQUESTS = 4
 POLL_S = 0.05
 

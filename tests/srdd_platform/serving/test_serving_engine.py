@@ -12,10 +12,10 @@ import torch
 
 from srdd import Pipeline, SamplerConfig, image_seed, load_pipeline, sample
 from srdd.errors import UserError
-from srdd.masks import Mask
-from srdd.sample_state import SampleState
-from srdd.sampling import advance
-from srdd_platform.images import to_png, to_uint8
+from srdd.var.masks import Mask
+from srdd.var.sampling import advance
+from srdd.var.state import SampleState
+from srdd_platform.core.images import to_png, to_uint8
 from srdd_platform.serving import engine as module
 from srdd_platform.serving.engine import Drawn, Engine, Load
 from srdd_platform.serving.errors import (

@@ -15,9 +15,9 @@ import torch
 
 from srdd import image_seed, load_pipeline, sample
 from srdd.errors import UserError
-from srdd.pipeline import save_pipeline
-from srdd_platform.images import to_png, to_uint8
-from srdd_platform.ray_session import Session
+from srdd.var.pipeline import save_pipeline
+from srdd_platform.core.images import to_png, to_uint8
+from srdd_platform.core.ray_session import Session
 from srdd_platform.serving.app import _in_progress, _until_signal, run
 
 pytestmark = pytest.mark.ray

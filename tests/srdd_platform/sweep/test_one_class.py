@@ -13,20 +13,20 @@ from rich.console import Console
 
 from srdd import SamplerConfig
 from srdd.checkpoint import save_model
-from srdd.classifier import Classifier, ClassifierConfig
 from srdd.errors import UserError
-from srdd.pipeline import Pipeline, load_pipeline, save_pipeline
+from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.presets import digits
-from srdd.transformer import ScaleTransformer
-from srdd_platform import cli
+from srdd.var.pipeline import Pipeline, load_pipeline, save_pipeline
+from srdd.var.transformer import ScaleTransformer
+from srdd_platform.cli import main as cli
 from srdd_platform.data import Manifest, prepare
-from srdd_platform.distill import Distillation, distill
-from srdd_platform.evaluate import EvaluationConfig, Evaluator
-from srdd_platform.fidelity import load_extractor
-from srdd_platform.options import TransformerOptions
-from srdd_platform.space import Grid
-from srdd_platform.sweep import run_sweep, searchable
-from srdd_platform.sweep_args import SweepArgs
+from srdd_platform.distill.run import Distillation, distill
+from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator
+from srdd_platform.evaluation.extractors import load_extractor
+from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.run import run_sweep, searchable
+from srdd_platform.sweep.space import Grid
+from srdd_platform.train.options import TransformerOptions
 
 NOTHING = "has one class, so a classifier has nothing to tell apart: give sweeps and distill --ext"
 SPACE = {

@@ -17,11 +17,11 @@ from optuna.trial import TrialState
 
 from srdd import SamplerConfig, load_pipeline
 from srdd.errors import UserError
-from srdd_platform.best import row_config, save_best
-from srdd_platform.evaluate import columns
-from srdd_platform.rows import Row, to_json
-from srdd_platform.search import OBJECTIVES, RowSearch
-from srdd_platform.space import Grid, active_key, check_space, setting, suggest
+from srdd_platform.evaluation.evaluator import columns
+from srdd_platform.evaluation.rows import Row, to_json
+from srdd_platform.sweep.best import row_config, save_best
+from srdd_platform.sweep.search import OBJECTIVES, RowSearch
+from srdd_platform.sweep.space import Grid, active_key, check_space, setting, suggest
 
 BASE = SamplerConfig()
 SPACE: dict[str, BaseDistribution] = {
@@ -46,7 +46,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _fewer_redraws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srdd_platform.search.MAX_REDRAWS", 100, raising=False)
+    monkeypatch.setattr("srdd_platform.sweep.search.MAX_REDRAWS", 100, raising=False)
 
 
 def search(space: Mapping[str, BaseDistribution] = SPACE, base: SamplerConfig = BASE) -> RowSearch:

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
-from srdd_platform.rows import SCHEMA, Row, frontier, to_json
-from srdd_platform.tables import SHOWN, live, print_frontier, rows_table
+from srdd_platform.evaluation.rows import SCHEMA, Row, frontier, to_json
+from srdd_platform.sweep.console import SHOWN, live, print_frontier, rows_table
 
 
 def row(order: int, **values: Any) -> dict[str, Any]:

@@ -13,17 +13,17 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from srdd.errors import UserError
-from srdd.fields import to_dict
 from srdd.presets import digits
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Alone, Batch
-from srdd_platform.batches import batches
-from srdd_platform.codes import FORMAT, choose_views
+from srdd.validation import to_dict
+from srdd_platform.core.files import write_json
 from srdd_platform.data import Augmentation, ShardDataset, global_indices, prepare
 from srdd_platform.data.ahead import read_ahead
-from srdd_platform.files import write_json
-from srdd_platform.jobs import Job, Kind, make_job
-from srdd_platform.options import Options, TransformerOptions
+from srdd_platform.data.codes import FORMAT, choose_views
+from srdd_platform.train.batches import batches
+from srdd_platform.train.job import Job, Kind, make_job
+from srdd_platform.train.options import Options, TransformerOptions
 
 CPU = torch.device("cpu")
 NUM, BATCH, STEPS = 16, 7, 5  # two batches an epoch, of seven

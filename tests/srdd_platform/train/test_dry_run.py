@@ -12,20 +12,20 @@ import ray
 import torch
 from rich.console import Console
 
-from srdd.config import TokenizerConfig, TransformerConfig
-from srdd.fields import to_dict
 from srdd.presets import cifar10, digits, var_size
 from srdd.train.config import OptimConfig, TransformerLossConfig
 from srdd.train.loop import Batch
 from srdd.train.memory import count_memory
-from srdd_platform import dry_run as module
-from srdd_platform.dry_run import dry_run
-from srdd_platform.estimate import measure, parameter_counts, worker_memory
-from srdd_platform.files import write_json
-from srdd_platform.jobs import Job, make_job, transformer_settings
-from srdd_platform.options import Options
-from srdd_platform.tasks import blank_task, build_task
-from srdd_platform.tokenizer_options import TokenizerOptions
+from srdd.validation import to_dict
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd_platform.core.files import write_json
+from srdd_platform.train import dry_run as module
+from srdd_platform.train.dry_run import dry_run
+from srdd_platform.train.estimate import measure, parameter_counts, worker_memory
+from srdd_platform.train.job import Job, make_job, transformer_settings
+from srdd_platform.train.options import Options
+from srdd_platform.train.tasks import blank_task, build_task
+from srdd_platform.train.tokenizer_options import TokenizerOptions
 
 D16 = TransformerConfig(patch_nums=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 
@@ -53,7 +53,8 @@ def said(job: Job, tmp_path: Path) -> str:
 def test_the_command_says_it_all_and_touches_nothing(digits_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [
-        sys.executable, "-c", "from srdd_platform.cli import main; main()", "train", "tokenizer",
+        sys.executable, "-c", "from srdd_platform.cli.main import main; main()", "train",
+        "tokenizer",
         "--data", str(digits_shards), "--out", str(run), "--dry-run", "--max-steps", "100",
         "--gan-weight", "0.4", "--batch-size", "16", "--accumulate", "2",
     ]  # fmt: skip
@@ -122,7 +123,7 @@ def test_memory_is_shared_by_workers_and_saved_by_parts_and_by_computing_again(
     assert memory(optim, workers=4, min_workers=2) == two  # as few as there may be
 
 
-PEAK = Path(__file__).parents[1] / "data" / "training_peak.py"
+PEAK = Path(__file__).parents[2] / "data" / "training_peak.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")

@@ -20,10 +20,10 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 from rich.console import Console
 from srdd.presets import digits
-from srdd_platform.jobs import make_job
-from srdd_platform.launch import train
-from srdd_platform.options import Options
-from srdd_platform.ray_session import session
+from srdd_platform.train.job import make_job
+from srdd_platform.train.launcher import train
+from srdd_platform.train.options import Options
+from srdd_platform.core.ray_session import session
 
 data, run = map(Path, sys.argv[1:])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

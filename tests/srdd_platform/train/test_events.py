@@ -4,12 +4,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from srdd_platform.events import Events, tag
-from srdd_platform.files import write_json
-from srdd_platform.follow import Follower
-from srdd_platform.grids import cut_grids, grid_path
-from srdd_platform.images import grid_png
-from srdd_platform.runs import METRICS, THROUGHPUT, append_metrics, cut_metrics
+from srdd_platform.core.files import write_json
+from srdd_platform.core.images import grid_png
+from srdd_platform.core.runs import METRICS, THROUGHPUT, append_metrics, cut_metrics
+from srdd_platform.train.previews import cut_grids, grid_path
+from srdd_platform.train.tail import Follower
+from srdd_platform.train.tensorboard import Events, tag
 
 
 def log(run: Path, step: int, loss: float) -> None:

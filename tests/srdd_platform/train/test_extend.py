@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from srdd.errors import UserError
-from srdd_platform.extend import extended, extends, is_finished, mark_finished
-from srdd_platform.files import read_json, write_json
-from srdd_platform.jobs import Job
+from srdd_platform.core.files import read_json, write_json
+from srdd_platform.train.extend import extended, extends, is_finished, mark_finished
+from srdd_platform.train.job import Job
 
 
 @pytest.fixture

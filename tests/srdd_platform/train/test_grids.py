@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from srdd.classifier import ClassifierConfig
-from srdd.pipeline import load_pipeline, load_tokenizer
+from srdd.metrics.classifier import ClassifierConfig
 from srdd.presets import digits
 from srdd.rng import image_seeds
-from srdd.sampling import sample
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
 from srdd.train.ema import finished_weights
 from srdd.train.loop import Batch, Task, fit
-from srdd.train.tokenizer import TokenizerTask
-from srdd.train.transformer import TransformerTask
+from srdd.train.var.tokenizer import TokenizerTask
+from srdd.train.var.transformer import TransformerTask
+from srdd.var.pipeline import load_pipeline, load_tokenizer
+from srdd.var.sampling import sample
+from srdd_platform.core.images import grid, to_png, to_uint8
 from srdd_platform.data import ShardDataset, load_arrays
-from srdd_platform.grids import draw, grid_labels, grid_path, grid_steps, painter
-from srdd_platform.images import grid, to_png, to_uint8
-from srdd_platform.jobs import Job
+from srdd_platform.train.job import Job
+from srdd_platform.train.previews import draw, grid_labels, grid_path, grid_steps, painter
 
 CPU = torch.device("cpu")
 OPTIM = OptimConfig(steps=6, batch_size=8, ema=0.5, lr=1e-2)

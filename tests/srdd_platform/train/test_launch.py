@@ -7,9 +7,9 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from srdd.errors import UserError
-from srdd_platform.file_errors import StoreError
-from srdd_platform.jobs import Job
-from srdd_platform.launch import _explain
+from srdd_platform.core.file_errors import StoreError
+from srdd_platform.train.job import Job
+from srdd_platform.train.launcher import _explain
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from srdd.config import TransformerConfig
-from srdd.fields import to_dict
 from srdd.presets import get_preset
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd_platform import cli, dry_run
-from srdd_platform.estimate import changed, worker_memory
-from srdd_platform.files import write_json
-from srdd_platform.jobs import Job, transformer_settings
-from srdd_platform.memory_advice import SPARE, advice_to_fit, fits, parts_that_fit
+from srdd.validation import to_dict
+from srdd.var.config import TransformerConfig
+from srdd_platform.cli import main as cli
+from srdd_platform.core.files import write_json
+from srdd_platform.train import dry_run
+from srdd_platform.train.estimate import changed, worker_memory
+from srdd_platform.train.job import Job, transformer_settings
+from srdd_platform.train.memory_advice import SPARE, advice_to_fit, fits, parts_that_fit
 
 MB = 10**6
 
@@ -112,7 +113,7 @@ def test_the_command_with_its_own_advice_has_no_more_to_say(
     assert "Free here" not in said(*shlex.split(advice[1]))
 
 
-PEAK = Path(__file__).parents[1] / "data" / "training_peak.py"
+PEAK = Path(__file__).parents[2] / "data" / "training_peak.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from srdd.train.loop import Batch
-from srdd_platform.meter import Meter
-from srdd_platform.peaks import _known, device_peak
+from srdd_platform.train.device_flops import _known, device_peak
+from srdd_platform.train.monitor import Meter
 
 BATCH = Batch(torch.zeros(2), torch.zeros(2), torch.zeros(2), 8)
 

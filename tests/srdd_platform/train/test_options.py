@@ -6,7 +6,7 @@ import pytest
 
 from srdd.errors import UserError
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd_platform.options import Options, TransformerOptions
+from srdd_platform.train.options import Options, TransformerOptions
 
 
 def test_what_is_not_given_is_the_presets() -> None:

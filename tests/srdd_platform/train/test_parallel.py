@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
 from srdd.presets import digits
-from srdd.tokenizer import Tokenizer
 from srdd.train.config import OptimConfig, TransformerLossConfig
 from srdd.train.loop import Batch, fit
-from srdd.train.transformer import TransformerTask, arrange
-from srdd_platform.jobs import make_job
-from srdd_platform.options import Options
-from srdd_platform.parallel import Workers, make_workers
+from srdd.train.var.transformer import TransformerTask, arrange
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.tokenizer import Tokenizer
+from srdd_platform.train.job import make_job
+from srdd_platform.train.options import Options
+from srdd_platform.train.parallel import Workers, make_workers
 
 STEPS, HALF_WAY, SIZE = 6, 3, 9  # shares of 5 and 4 samples, each in 4 parts
 POISONED = 1  # at this step the last worker's loss is not finite, so all leave it out

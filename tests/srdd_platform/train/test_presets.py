@@ -11,22 +11,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from srdd.config import TransformerConfig
 from srdd.errors import UserError
-from srdd.fields import from_dict
-from srdd.pipeline import load_tokenizer
 from srdd.presets import PRESETS, cifar10, digits, get_preset, var_size
-from srdd.published import VAR_256
-from srdd.train.transformer import TransformerTask
-from srdd.transformer import ScaleTransformer
-from srdd_platform.code_places import codes_dir
-from srdd_platform.codes import Extraction, encode_shard
-from srdd_platform.convert_cli import Convert
+from srdd.train.var.transformer import TransformerTask
+from srdd.validation import from_dict
+from srdd.var.config import TransformerConfig
+from srdd.var.official.published import VAR_256
+from srdd.var.pipeline import load_tokenizer
+from srdd.var.transformer import ScaleTransformer
+from srdd_platform.cli.convert_options import Convert
 from srdd_platform.data import Manifest, prepare
+from srdd_platform.data.code_places import codes_dir
+from srdd_platform.data.codes import Extraction, encode_shard
 from srdd_platform.data.recipes import RECIPES
-from srdd_platform.jobs import make_job
-from srdd_platform.options import TransformerOptions
-from srdd_platform.tasks import build_task
+from srdd_platform.train.job import make_job
+from srdd_platform.train.options import TransformerOptions
+from srdd_platform.train.tasks import build_task
 
 PAPER = ("mini-imagenet", "sun397", "ffhq", "afhq")
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from srdd_platform import progress
-from srdd_platform.jobs import Job
-from srdd_platform.progress import Pace, View, bars
-from srdd_platform.runs import THROUGHPUT, append_metrics, cut_metrics
+from srdd_platform.core.runs import THROUGHPUT, append_metrics, cut_metrics
+from srdd_platform.train import progress
+from srdd_platform.train.job import Job
+from srdd_platform.train.progress import Pace, View, bars
 
 
 def job(run: Path, steps: int = 100) -> Job:

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 import srdd
 from srdd.errors import UserError
 from srdd.presets import Preset, digits
-from srdd_platform.codes import encode, load_codes
-from srdd_platform.extend import extends, is_finished
-from srdd_platform.jobs import Job, make_job
-from srdd_platform.launch import train
-from srdd_platform.options import TransformerOptions
-from srdd_platform.ray_session import Session
-from srdd_platform.runs import read_metrics
+from srdd_platform.core.ray_session import Session
+from srdd_platform.core.runs import read_metrics
+from srdd_platform.data.codes import encode, load_codes
+from srdd_platform.train.extend import extends, is_finished
+from srdd_platform.train.job import Job, make_job
+from srdd_platform.train.launcher import train
+from srdd_platform.train.options import TransformerOptions
 
 pytestmark = pytest.mark.ray
 STEPS, LONGER = 20, 30
@@ -220,6 +220,6 @@ def test_weights_of_another_tokenizer_are_refused(
     for part in (pipeline.tokenizer, pipeline.transformer):
         with torch.no_grad():
             part.quantizer.codebook.weight[0, 0] += 1
-    srdd.pipeline.save_pipeline(pipeline, source)
+    srdd.var.pipeline.save_pipeline(pipeline, source)
     with pytest.raises(UserError, match=r"another tokenizer: quantizer\.codebook\.weight differs"):
         train([make(tmp_path / "run", init_from=source)], ray_session, said())

@@ -5,10 +5,17 @@ from types import SimpleNamespace
 import pytest
 
 from srdd.errors import UserError
-from srdd_platform import room
-from srdd_platform.patience import NoWorkersError, Patience
-from srdd_platform.ray_session import Session
-from srdd_platform.room import Need, find_room, fit, fit_together, most_workers, side_by_side
+from srdd_platform.core.ray_session import Session
+from srdd_platform.train import placement as room
+from srdd_platform.train.placement import (
+    Need,
+    find_room,
+    fit,
+    fit_together,
+    most_workers,
+    side_by_side,
+)
+from srdd_platform.train.worker_timeout import NoWorkersError, Patience
 
 CPU, GPU = {"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}
 
@@ -91,8 +98,8 @@ def state(name: str) -> SimpleNamespace:
 
 def test_a_training_without_workers_is_ended_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("srdd_platform.patience.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("srdd_platform.patience.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("srdd_platform.train.worker_timeout.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("srdd_platform.train.worker_timeout.time.sleep", lambda seconds: None)
     patience = Patience(60.0, "2 workers of 1 CPU")
 
     def pass_time(seconds: float, name: str) -> None:

@@ -8,24 +8,24 @@ import pytest
 import torch
 from rich.console import Console
 
-from srdd.config import TokenizerConfig
 from srdd.errors import UserError
+from srdd.metrics.quality import ssim, to_8bit
 from srdd.presets import Preset, digits
 from srdd.train.config import OptimConfig, TokenizerLossConfig
-from srdd.train.perceptual import Lpips
-from srdd.train.quality import ssim, to_8bit
-from srdd.train.tokenizer import TokenizerTask, to_float
+from srdd.train.var.perceptual import Lpips
+from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.var.config import TokenizerConfig
+from srdd_platform.core.files import sha256_file
+from srdd_platform.core.ray_session import Session
+from srdd_platform.core.runs import read_metrics
 from srdd_platform.data import load_arrays
-from srdd_platform.fidelity import load_extractor
-from srdd_platform.files import sha256_file
-from srdd_platform.jobs import Job, make_job
-from srdd_platform.launch import train
-from srdd_platform.metrics import Reference, measure
-from srdd_platform.options import Options
-from srdd_platform.ray_session import Session
-from srdd_platform.runs import read_metrics
-from srdd_platform.tokenizer_options import TokenizerOptions, checked_lpips
-from srdd_platform.validation import validate
+from srdd_platform.evaluation.extractors import load_extractor
+from srdd_platform.evaluation.metrics import Reference, measure
+from srdd_platform.train.job import Job, make_job
+from srdd_platform.train.launcher import train
+from srdd_platform.train.options import Options
+from srdd_platform.train.tokenizer_options import TokenizerOptions, checked_lpips
+from srdd_platform.train.validation import validate
 
 MODEL = TokenizerConfig(
     resolution=16, patch_nums=(1, 2, 4), vocab_size=32, z_channels=8, ch=8, ch_mult=(1, 1, 2),

@@ -20,18 +20,18 @@ from ray import tune
 from rich.console import Console
 from safetensors.torch import load_file
 
-from srdd.config import TokenizerConfig, TransformerConfig
 from srdd.errors import UserError
-from srdd.pipeline import load_pipeline
 from srdd.presets import Preset, digits
-from srdd_platform.codes import encode, load_codes
+from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.pipeline import load_pipeline
+from srdd_platform.core.ray_session import Session, session
+from srdd_platform.core.runs import read_metrics
+from srdd_platform.core.storage import open_storage
 from srdd_platform.data import prepare
-from srdd_platform.jobs import make_job
-from srdd_platform.launch import train
-from srdd_platform.options import Options
-from srdd_platform.ray_session import Session, session
-from srdd_platform.runs import read_metrics
-from srdd_platform.storage import open_storage
+from srdd_platform.data.codes import encode, load_codes
+from srdd_platform.train.job import make_job
+from srdd_platform.train.launcher import train
+from srdd_platform.train.options import Options
 
 pytestmark = pytest.mark.ray
 STEPS, EVERY = 40, 10
@@ -40,7 +40,7 @@ DRIVER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from srdd.presets import PRESETS
-from srdd_platform.cli import main
+from srdd_platform.cli.main import main
 from test_training_ray import small
 PRESETS["small"] = small
 main()

@@ -17,11 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from srdd.errors import UserError
 from srdd.presets import digits
-from srdd_platform.jobs import make_job
-from srdd_platform.launch import train
-from srdd_platform.options import Options
-from srdd_platform.ray_session import Session
-from srdd_platform.runs import METRICS, THROUGHPUT, open_run, read_metrics
+from srdd_platform.core.ray_session import Session
+from srdd_platform.core.runs import METRICS, THROUGHPUT, open_run, read_metrics
+from srdd_platform.train.job import make_job
+from srdd_platform.train.launcher import train
+from srdd_platform.train.options import Options
 
 pytestmark = pytest.mark.ray
 STEPS = 40

@@ -17,14 +17,15 @@ from torch import Tensor
 from srdd import load_pipeline
 from srdd.errors import UserError
 from srdd.presets import digits
-from srdd.train.perceptual import Lpips
-from srdd_platform import cli, ray_session
-from srdd_platform.checkpoints import read_state, write_state
-from srdd_platform.fidelity import import_torch_fidelity, load_extractor
-from srdd_platform.jobs import Job
-from srdd_platform.models import ready_models
-from srdd_platform.sweep_args import SweepArgs
-from srdd_platform.sweep_cluster import Cluster, lazy_cluster
+from srdd.train.var.perceptual import Lpips
+from srdd_platform.cli import main as cli
+from srdd_platform.core import ray_session
+from srdd_platform.core.cluster import Cluster, lazy_cluster
+from srdd_platform.evaluation.extractors import import_torch_fidelity, load_extractor
+from srdd_platform.sweep.models import ready_models
+from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.train.checkpoints import read_state, write_state
+from srdd_platform.train.job import Job
 
 State = dict[str, Tensor]
 Refused = Callable[..., str]

@@ -1,0 +1,1 @@
+"""Distillation of a transformer to fewer scales, in stages."""

@@ -1,0 +1,1 @@
+"""Evaluation: images in, rows of metrics and costs out."""

@@ -1,0 +1,1 @@
+"""Sweeps: sampler settings and models searched with Ray Tune and Optuna."""

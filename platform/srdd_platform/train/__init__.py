@@ -1,0 +1,1 @@
+"""Training on Ray Train: jobs, workers, checkpoints, progress."""

@@ -1,0 +1,1 @@
+"""What measures images: the Frechet distance, a classifier, pixel distances."""

@@ -1,0 +1,1 @@
+"""Network layers that any family of generators can use."""

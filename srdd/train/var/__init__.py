@@ -1,0 +1,1 @@
+"""How the scale-wise tokenizer and transformer are trained."""

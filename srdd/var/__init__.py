@@ -1,0 +1,1 @@
+"""The scale-wise family: VAR, its Markovian form SDD, and SRDD's resampling."""

@@ -1,0 +1,1 @@
+"""Files of the published VAR, MVAR and HMAR models, read and written."""
