@@ -33,7 +33,7 @@ from benchmarks.sizes import Size
 from benchmarks.weights import random_pipeline, with_mask
 from srdd import Pipeline, SamplerConfig
 from srdd.errors import UserError
-from srdd.var import sampling
+from srdd.var.cost import decoder_flops
 from srdd.var.masks import Mask
 from srdd.var.state import SampleState
 
@@ -211,9 +211,10 @@ class Lab:
             rows = 2 * batch * self.size.transformer("markov").schedule.length
             kept = 8 if name.dtype == "fp32" else 6  # a key and a value; autocast norms in float32
             return Facts(2.0 * scales, None, kept * rows * 64 * self.size.depth**2)
-        state = undecoded(self._ours(name), labels_B, self.config(name), seeds_B)
-        flops = state.flops_B.double().mean().item() / 1e9
-        return Facts(state.nfe_B.double().mean().item(), flops, cache_bytes(state))
+        pipeline = self._ours(name)
+        state = undecoded(pipeline, labels_B, self.config(name), seeds_B)
+        flops = state.cost.flops_B.double().mean().item() - decoder_flops(pipeline.tokenizer.config)
+        return Facts(state.cost.nfe_B.double().mean().item(), flops / 1e9, cache_bytes(state))
 
     def greedy(self, name: ArmName, batch: int) -> Tensor:
         """An arm's likeliest codes."""
@@ -272,9 +273,9 @@ def undecoded(
     pipeline: Pipeline, labels_B: Tensor, config: SamplerConfig, seeds_B: Tensor
 ) -> SampleState:
     """Draw all codes and leave the map undecoded."""
-    state = sampling.begin(pipeline, labels_B, config, seeds_B)
-    for _ in config.patch_nums or pipeline.transformer.config.patch_nums:
-        state = sampling.advance(pipeline, state, config)
+    state = pipeline.begin(labels_B, config, seeds_B)
+    while state.step < state.num_steps:
+        state = pipeline.advance(state)
     return state
 
 

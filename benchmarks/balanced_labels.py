@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.tables import table
+from srdd.load import load_var
 from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import load_pipeline
 from srdd_platform.core.images import to_uint8
 from srdd_platform.data import load_arrays
 from srdd_platform.evaluation.extractors import Extractor, Features, load_extractor
@@ -54,7 +54,7 @@ class Drawn:
 
 def draw(model: Path, config: SamplerConfig, n: int, seed: int, extractor: Extractor) -> Drawn:
     """Draw n images."""
-    batches = list(draw_batches(load_pipeline(model), config, n, seed, BATCH))
+    batches = list(draw_batches(load_var(model), config, n, seed, BATCH))
     found = extractor(torch.cat([to_uint8(result.images) for _, result in batches]))
     gflops = torch.cat([result.gflops for _, result in batches])
     return Drawn(found, torch.cat([labels for labels, _ in batches]), float(gflops.mean()))

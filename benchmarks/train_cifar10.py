@@ -39,7 +39,9 @@ from torch import Tensor
 from benchmarks import command
 from benchmarks.stages import Arrays, Stage, batches, load_arrays, write_json
 from srdd.errors import UserError
+from srdd.generator import sample
 from srdd.images import grid, png_bytes
+from srdd.load import load_var
 from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.metrics.frechet import Gaussian
 from srdd.metrics.quality import to_8bit
@@ -58,14 +60,7 @@ from srdd.train.var.tokenizer import TokenizerTask, to_float
 from srdd.train.var.transformer import TransformerTask
 from srdd.validation import to_dict
 from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import (
-    Pipeline,
-    load_pipeline,
-    load_tokenizer,
-    save_pipeline,
-    save_tokenizer,
-)
-from srdd.var.sampling import sample
+from srdd.var.pipeline import Pipeline, load_tokenizer, save_pipeline, save_tokenizer
 from srdd.var.tokenizer import Tokenizer
 
 STAGES = ("classifier", "tokenizer", "markov", "block_causal")
@@ -253,7 +248,7 @@ def train_transformer(
     model = stage.directory / "model"
     sampler = SamplerConfig(cfg=run.args.cfg)
     save_pipeline(Pipeline(tokenizer, task.model, sampler, data.classes), model)
-    pipeline = load_pipeline(model)
+    pipeline = load_var(model)
     pipeline.to(run.device)
     began = time.perf_counter()
     drawn = draw(pipeline, max(run.args.samples, GRID), run.args.seed)

@@ -1,10 +1,10 @@
 """Scale-wise image generators: VAR, its Markovian form SDD, and SRDD's resampling."""
 
+from srdd.generator import Preview, SampleResult, sample, sample_stream
+from srdd.load import load_pipeline
 from srdd.rng import image_seed
 from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import Pipeline, load_pipeline
-from srdd.var.sampling import sample, sample_stream
-from srdd.var.state import Preview, SampleResult
+from srdd.var.pipeline import Pipeline
 
 __all__ = [
     "Pipeline",

@@ -6,14 +6,33 @@ allows it, as the published weights assume, and fewer for small models.
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srdd.nn.groupnorm import GroupNorm
-from srdd.var.config import TokenizerConfig
+
+
+class AutoencoderConfig(Protocol):
+    """The shape of an encoder and its decoder."""
+
+    @property
+    def z_channels(self) -> int:
+        """Channels of the latent."""
+
+    @property
+    def ch(self) -> int:
+        """Width of the first level."""
+
+    @property
+    def ch_mult(self) -> tuple[int, ...]:
+        """Width of each level, in units of ``ch``; the side halves between levels."""
+
+    @property
+    def num_res_blocks(self) -> int:
+        """Residual blocks of a level of the encoder; the decoder has one more."""
 
 
 def _norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
@@ -180,7 +199,7 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     """Images to latents: [B, 3, R, R] in [-1, 1] -> [B, C, N, N]."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
         last = len(widths) - 1
@@ -210,7 +229,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to images: [B, C, N, N] -> [B, 3, R, R], not clamped."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
         last = len(widths) - 1

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from srdd.compiling import check_compiler, compile_function
 from srdd.errors import UserError
+from srdd.generator import SampleResult, result_of, sample
 from srdd.nn.autoencoder import Decoder
 from srdd.nn.linear import RowLinear
-from srdd.var.checks import check_request, visited
+from srdd.var.checks import check_request
 from srdd.var.config import SamplerConfig
 from srdd.var.pipeline import Pipeline
-from srdd.var.sampling import advance, check_finite, result_of, sample, start
-from srdd.var.state import SampleResult, SampleState
+from srdd.var.sampling import check_finite, start
+from srdd.var.state import SampleState
 from srdd.var.transformer import Block
 
 _WARM_UP_CALLS = 3  # before a capture, so that libraries have chosen their kernels
@@ -94,7 +95,7 @@ def int8_linears(pipeline: Pipeline) -> Pipeline:
         UserError: the model is not on a CPU, or the processor has no 8-bit dot product (VNNI),
             without which this is slow.
     """
-    _check_int8(pipeline.transformer.pos_embed.device)
+    _check_int8(pipeline.device)
     model = copy.deepcopy(pipeline.transformer)
     for block in model.layers:
         for parent, names in ((block.attn, ("qkv", "proj")), (block.ffn, ("fc1", "fc2"))):
@@ -148,9 +149,9 @@ def run_loop(
         The state after the last scale, and its images [B, 3, R, R] in [-1, 1].
     """
     with torch.no_grad():
-        state = start(pipeline, labels_B, config, seeds_B)
-        for _ in range(visited(pipeline.transformer, config).num_scales):
-            state = advance(pipeline, state, config)
+        state = start(pipeline.transformer, pipeline.tokenizer, labels_B, config, seeds_B)
+        while state.step < state.num_steps:
+            state = pipeline.advance(state)
         return state, pipeline.tokenizer.decode_latent(state.f_hat)
 
 
@@ -172,7 +173,7 @@ class GraphedSampler:
     """
 
     def __init__(self, pipeline: Pipeline, config: SamplerConfig, batch: int) -> None:
-        device = pipeline.transformer.pos_embed.device
+        device = pipeline.device
         if config.active()["refine_steps"]:
             raise UserError("a CUDA graph needs a fixed loop: set refine_steps to 0")
         check_accelerators(device, cuda_graph=True)
@@ -205,7 +206,7 @@ class GraphedSampler:
             UserError: more labels than the batch, or labels or seeds that do not fit the model.
             FloatingPointError: the network gave logits that are not finite.
         """
-        labels_B, seeds_B = check_request(self.pipeline, labels_B, self.config, seeds_B)
+        labels_B, seeds_B = check_request(self.pipeline.transformer, labels_B, self.config, seeds_B)
         count = len(labels_B)
         if count > self.batch:
             raise UserError(f"{count} images do not fit a graph captured for {self.batch}")
@@ -213,7 +214,7 @@ class GraphedSampler:
         self._seeds_B[:count].copy_(seeds_B)
         self._graph.replay()
         check_finite(replace(self._state, fault_B=self._state.fault_B[:count]))
-        whole = result_of(self.pipeline, self._state, self._pixels)
+        whole = result_of(self._state, self._pixels.add(1).mul(0.5))
         parts = (whole.images, whole.codes_BL, whole.nfe, whole.gflops)
         return SampleResult(*(part[:count].clone() for part in parts))  # a replay overwrites them
 
@@ -243,7 +244,7 @@ def make_sampler(
     Raises:
         UserError: the device or the settings do not allow it.
     """
-    device = pipeline.transformer.pos_embed.device
+    device = pipeline.device
     check_accelerators(device, int8=int8, compiled=compiled, cuda_graph=cuda_graph)
     began = time.perf_counter()
     if int8:

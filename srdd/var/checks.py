@@ -7,7 +7,6 @@ from torch import Tensor
 
 from srdd.errors import UserError
 from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import Pipeline
 from srdd.var.scales import ScaleSchedule
 from srdd.var.transformer import ScaleTransformer
 
@@ -60,7 +59,7 @@ def check_fits(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
 
 
 def check_request(
-    pipeline: Pipeline,
+    model: ScaleTransformer,
     labels_B: Tensor | Sequence[int],
     config: SamplerConfig,
     seeds_B: Tensor | Sequence[int],
@@ -70,7 +69,6 @@ def check_request(
     Raises:
         UserError: a class, a seed count or a setting does not fit the model.
     """
-    model = pipeline.transformer
     labels_B, seeds_B = _integers("labels", labels_B), _integers("seeds", seeds_B)
     if labels_B.shape != seeds_B.shape or labels_B.dim() != 1:
         raise UserError(

@@ -8,24 +8,29 @@
     classes.json    the class names, in label order
 """
 
-import errno
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from srdd.checkpoint import build_empty, load_weights, read_config, save_model
 from srdd.class_names import find, find_all, readable
 from srdd.errors import UserError
+from srdd.generator import Card, Given
 from srdd.json_files import read_json
 from srdd.validation import from_dict, to_dict
+from srdd.var import sampling
+from srdd.var.checks import check_fits
 from srdd.var.config import SamplerConfig, TokenizerConfig, TransformerConfig
+from srdd.var.state import SampleState
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAMILY = {"markov": "SDD", "block_causal": "VAR"}  # the paper's names
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,58 @@ class Pipeline:
                 if not name.startswith(("quantizer.", "head.")):
                     parameter.data = parameter.data.to(dtype)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.transformer.pos_embed.device
+
+    @property
+    def card(self) -> Card:
+        """What the model is."""
+        mask = self.transformer.config.mask
+        return Card(
+            family="var",
+            name=f"{_FAMILY.get(mask, mask)} ({mask})",
+            class_names=self.class_names,
+            resolution=self.tokenizer.config.resolution,
+            unconditional=self.transformer.config.unconditional,
+            tags={"mask": mask},
+        )
+
+    def check_settings(self, config: SamplerConfig) -> None:
+        """Refuse settings that do not fit the model.
+
+        Raises:
+            UserError: a scale is unknown, top_k too large, or there is nothing to guide.
+        """
+        check_fits(self.transformer, config)
+
+    def begin(
+        self,
+        labels_B: Tensor | Sequence[int],
+        config: SamplerConfig,
+        seeds_B: Tensor | Sequence[int],
+        given: Given | None = None,
+    ) -> SampleState:
+        """The state before the first scale.
+
+        Raises:
+            UserError: a class, a seed count or a setting does not fit the model.
+        """
+        return sampling.begin(self.transformer, self.tokenizer, labels_B, config, seeds_B)
+
+    def advance(self, state: SampleState) -> SampleState:
+        """Draw the next scale; see :func:`srdd.var.sampling.advance`."""
+        return sampling.advance(self.transformer, state)
+
+    def decode(self, state: SampleState) -> Tensor:
+        """The images at any scale: [B, 3, R, R] in [0, 1].
+
+        Raises:
+            FloatingPointError: the network gave logits that are not finite.
+        """
+        return sampling.decode(self.tokenizer, state)
 
     def label(self, text: str) -> int:
         """The class that a name or an index means; see :mod:`srdd.class_names` for the rules.
@@ -118,17 +175,12 @@ def save_pipeline(pipeline: Pipeline, directory: Path) -> None:
         (directory / name).write_text(json.dumps(value, indent=1) + "\n")
 
 
-def load_pipeline(source: str | Path) -> Pipeline:
-    """Load a pipeline, in eval mode, on the CPU.
-
-    Args:
-        source: a pipeline directory, a run directory that holds one in ``model/``, or the id of
-            a Hugging Face repository in this format ("owner/name").
+def load(directory: Path) -> Pipeline:
+    """Load a pipeline directory, in eval mode, on the CPU.
 
     Raises:
-        UserError: it is missing, damaged, of another kind, or its parts do not fit together.
+        UserError: it is damaged or of another kind, or its parts do not fit together.
     """
-    directory = _local(source)
     config = read_config(directory / "transformer", "transformer", TransformerConfig)
     model = load_weights(build_empty(ScaleTransformer, config), directory / "transformer")
     return Pipeline(
@@ -137,61 +189,6 @@ def load_pipeline(source: str | Path) -> Pipeline:
         sampler=from_dict(SamplerConfig, _read(directory / "sampler.json"), where="sampler.json"),
         class_names=_class_names(directory / "classes.json"),
     )
-
-
-def is_pipeline(directory: Path) -> bool:
-    """Whether a directory looks like a pipeline."""
-    return (directory / "transformer" / "config.json").is_file()
-
-
-def _local(source: str | Path) -> Path:
-    """The pipeline directory that ``source`` means, fetched from the hub if it is an id."""
-    path = Path(source)
-    for candidate in (path, path / "model"):
-        if is_pipeline(candidate):
-            return candidate
-    if path.exists():
-        raise UserError(f"{path} is no pipeline directory: it has no transformer/config.json")
-    if path.parent.is_dir() and str(path.parent) != ".":
-        raise UserError(f"{path} does not exist")
-    parts = str(source).split("/")
-    if len(parts) != 2 or not all(parts) or str(source).startswith((".", "~")):
-        raise UserError(f"{path} does not exist")
-    try:  # only here, so that a machine with torch and safetensors alone can do the rest
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ImportError:
-        raise UserError(f"{path} does not exist here, and huggingface_hub is missing") from None
-    network_error: Any = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, by the hub's version
-    try:
-        return Path(snapshot_download(str(source)))
-    except (network_error, HFValidationError, OSError) as error:
-        if isinstance(error, OSError) and (error.filename or error.errno in _DISK_FULL):
-            raise  # of the disk that keeps what is fetched
-        raise UserError(f"{path} does not exist here, and {_hub_says(error)}") from None
-
-
-def _hub_says(error: Exception) -> str:
-    """Why the hub gave nothing, and what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    if isinstance(error, HFValidationError):
-        return "it is not the id of a repository on the hub: give OWNER/NAME"
-    if isinstance(error, GatedRepoError):
-        return "the hub asks for permission: accept its terms there, then run hf auth login"
-    if isinstance(error, RepositoryNotFoundError):
-        return "the hub has no such repository (a private one needs hf auth login)"
-    if isinstance(error, LocalEntryNotFoundError):
-        return "the hub cannot be reached from here: check the network and HF_HUB_OFFLINE"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status:
-        return f"the hub answers {status}: try again later"
-    return "the hub cannot be reached from here: check the network and HTTPS_PROXY"
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

@@ -5,15 +5,15 @@
 and leave between scales.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd.errors import UserError
-from srdd.rng import image_seeds, uniform
+from srdd.generator import Cost
+from srdd.rng import uniform
 from srdd.var import guidance
 from srdd.var.attention import KVCache
 from srdd.var.categorical import CodeLaw
@@ -21,9 +21,10 @@ from srdd.var.checks import check_request, visited
 from srdd.var.config import SamplerConfig
 from srdd.var.cost import conditioning_flops, decoder_flops, increment_flops, pass_flops
 from srdd.var.masks import views
-from srdd.var.pipeline import Pipeline
 from srdd.var.resample import candidates
-from srdd.var.state import Preview, SampleResult, SampleState, select
+from srdd.var.state import SampleState
+from srdd.var.tokenizer import Tokenizer
+from srdd.var.transformer import ScaleTransformer
 
 _DRAW = 0x5A  # the stream of uniforms that codes are drawn with
 _STEPS = 1 << 32  # more passes than any scale has: numbers the evaluations
@@ -31,7 +32,8 @@ _STEPS = 1 << 32  # more passes than any scale has: numbers the evaluations
 
 @torch.no_grad()
 def begin(
-    pipeline: Pipeline,
+    model: ScaleTransformer,
+    tokenizer: Tokenizer,
     labels_B: Tensor | Sequence[int],
     config: SamplerConfig,
     seeds_B: Tensor | Sequence[int],
@@ -41,17 +43,20 @@ def begin(
     Raises:
         UserError: a class, a seed count or a setting does not fit the model.
     """
-    labels_B, seeds_B = check_request(pipeline, labels_B, config, seeds_B)
-    device = pipeline.transformer.pos_embed.device
-    return start(pipeline, labels_B.to(device), config, seeds_B.to(device))
+    labels_B, seeds_B = check_request(model, labels_B, config, seeds_B)
+    device = model.pos_embed.device
+    return start(model, tokenizer, labels_B.to(device), config, seeds_B.to(device))
 
 
 @torch.no_grad()
 def start(
-    pipeline: Pipeline, labels_B: Tensor, config: SamplerConfig, seeds_B: Tensor
+    model: ScaleTransformer,
+    tokenizer: Tokenizer,
+    labels_B: Tensor,
+    config: SamplerConfig,
+    seeds_B: Tensor,
 ) -> SampleState:
     """:func:`begin` for tensors on the device that are known to fit; never waits for it."""
-    model = pipeline.transformer
     schedule, batch, device = visited(model, config), len(labels_B), labels_B.device
     halves = 2 if config.cfg > 0 else 1
     conditioning = model.conditioning(F.pad(labels_B, (0, halves - 1), value=model.null_class))
@@ -75,6 +80,7 @@ def start(
             for length, parent in zip(lengths, schedule.parent_index, strict=True)
         ]
     )
+    flops = halves * conditioning_flops(model.config) + decoder_flops(tokenizer.config)
     return SampleState(
         seeds_B=seeds_B,
         uniforms_BL=uniform(seeds_B[:, None], _DRAW, parents_L, 0, places_L),
@@ -85,27 +91,27 @@ def start(
         ),
         codes_BL=torch.zeros(batch, 0, dtype=torch.int64, device=device),
         cache=cache,
-        scale=0,
-        nfe_B=torch.zeros(batch, dtype=torch.int64, device="cpu"),
-        flops_B=torch.full((batch,), halves * conditioning_flops(model.config), device="cpu"),
+        config=config,
+        schedule=schedule,
+        step=0,
+        cost=Cost(
+            torch.zeros(batch, dtype=torch.int64, device="cpu"),
+            torch.full((batch,), flops, device="cpu"),
+        ),
         fault_B=torch.zeros(batch, dtype=torch.int64, device=device),
     )
 
 
 def _evaluate(
-    pipeline: Pipeline,
-    state: SampleState,
-    tokens_BlC: Tensor | None,
-    config: SamplerConfig,
-    write: bool,
+    model: ScaleTransformer, state: SampleState, tokens_BlC: Tensor | None, write: bool
 ) -> tuple[Tensor, int, int]:
     """One evaluation of the network at the state's scale.
 
     Returns:
         Guided output before the linear head [B, l, W], evaluations and FLOPs an image.
     """
-    model, schedule = pipeline.transformer, visited(pipeline.transformer, config)
-    scale, side = state.scale, schedule.patch_nums[state.scale]
+    config, schedule, scale = state.config, state.schedule, state.step
+    side = schedule.patch_nums[scale]
     view = views(model.config.mask, schedule)[scale]
     weights = guidance.weights(config, schedule)
     weight = weights[scale]
@@ -136,24 +142,20 @@ def _evaluate(
 
 
 @torch.no_grad()
-def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> SampleState:
+def advance(model: ScaleTransformer, state: SampleState) -> SampleState:
     """Draw the next scale, refine it, and add it to the map.
 
     Where the mask looks back, the scale's keys and values go into the state's own cache: a state
     is advanced once. Off the CPU and without refinement nothing here waits for the device.
 
     Raises:
-        UserError: the state was begun without the guidance that ``config`` asks for.
         FloatingPointError: on CPU, as :func:`check_finite`; elsewhere that finds it later.
     """
-    if config.cfg > 0 and len(state.conditioning.start_BW) < 2:
-        raise UserError("the state was begun without guidance: begin it with cfg > 0")
-    model, quantizer = pipeline.transformer, pipeline.transformer.quantizer
-    schedule, scale = visited(model, config), state.scale
+    quantizer, config, schedule, scale = model.quantizer, state.config, state.schedule, state.step
     side, parent = schedule.patch_nums[scale], schedule.parent_index[scale]
     begin_l, end_l = schedule.spans[scale]
     feedback = "none" if scale == 0 else config.feedback  # scale 1 has no map as input
-    nfe_B, flops_B, fault_B = state.nfe_B.clone(), state.flops_B.clone(), state.fault_B
+    nfe_B, flops_B, fault_B = state.cost.nfe_B.clone(), state.cost.flops_B.clone(), state.fault_B
 
     def tokens(f_hat: Tensor) -> Tensor:
         return quantizer.to_scale(f_hat, side).flatten(2).transpose(1, 2)
@@ -163,7 +165,7 @@ def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> Sa
         return torch.where(likely_Bl.isnan().any(1) & (fault_b == 0), number, fault_b)
 
     first = None if scale == 0 else tokens(state.f_hat)
-    h_BlW, nfe, flops = _evaluate(pipeline, state, first, config, write=True)
+    h_BlW, nfe, flops = _evaluate(model, state, first, write=True)
     nfe_B += nfe
     flops_B += flops
     passes = config.active()["refine_steps"]
@@ -180,13 +182,13 @@ def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> Sa
             rows_b, redraw, shown_Bl = rows_b[some], redraw[some], shown_Bl[some]
             if not len(rows_b):
                 break
-            active, law = select(active, some), law.select(some)
+            active, law = active.select(some), law.select(some)
         if feedback != "none":
             h = quantizer.grid(shown_Bl, side)
             if feedback == "kept":
                 h = h * ~redraw.view(-1, 1, side, side)
             again = tokens(active.f_hat + quantizer.increment(h, side))
-            h_BlW, nfe, flops = _evaluate(pipeline, active, again, config, write=False)
+            h_BlW, nfe, flops = _evaluate(model, active, again, write=False)
             law = CodeLaw(h_BlW, model.head)
             counted = rows_b.cpu()
             nfe_B[counted] += nfe
@@ -202,9 +204,8 @@ def advance(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> Sa
         state,
         f_hat=state.f_hat + increment,
         codes_BL=torch.cat((state.codes_BL, codes_Bl), dim=1),
-        scale=scale + 1,
-        nfe_B=nfe_B,
-        flops_B=flops_B + increment_flops(model.config),
+        step=scale + 1,
+        cost=Cost(nfe_B, flops_B + increment_flops(model.config)),
         fault_B=fault_B,
     )
     if fault_B.is_cpu:
@@ -225,67 +226,11 @@ def check_finite(state: SampleState) -> None:
         raise FloatingPointError(f"non-finite logits at scale {side}x{side}{where}")
 
 
-def images_of(pipeline: Pipeline, state: SampleState) -> Tensor:
+def decode(tokenizer: Tokenizer, state: SampleState) -> Tensor:
     """Decode what a state holds: [B, 3, R, R] in [0, 1].
 
     Raises:
         FloatingPointError: as :func:`check_finite`.
     """
     check_finite(state)
-    return pipeline.tokenizer.decode_latent(state.f_hat).add(1).mul(0.5)
-
-
-def sample_stream(
-    pipeline: Pipeline,
-    labels_B: Tensor | Sequence[int],
-    config: SamplerConfig | None,
-    seeds_B: Tensor | Sequence[int],
-) -> Iterator[Preview]:
-    """Draw images and show each scale as it is done: one :class:`Preview` a scale."""
-    config = config or pipeline.sampler
-    state = begin(pipeline, labels_B, config, seeds_B)
-    for scale in range(visited(pipeline.transformer, config).num_scales):
-        done = state.codes_BL.shape[1]
-        state = advance(pipeline, state, config)
-        yield Preview(scale, images_of(pipeline, state), state.codes_BL[:, done:])
-
-
-def finish(pipeline: Pipeline, state: SampleState) -> SampleResult:
-    """Decode a state whose scales are all drawn.
-
-    Raises:
-        FloatingPointError: as :func:`check_finite`.
-    """
-    check_finite(state)
-    return result_of(pipeline, state, pipeline.tokenizer.decode_latent(state.f_hat))
-
-
-def result_of(pipeline: Pipeline, state: SampleState, pixels: Tensor) -> SampleResult:
-    """A finished state with its images, given as [B, 3, R, R] in [-1, 1]."""
-    flops_B = state.flops_B + decoder_flops(pipeline.tokenizer.config)
-    images = pixels.add(1).mul(0.5)
-    return SampleResult(images, state.codes_BL, state.nfe_B, flops_B.double() / 1e9)
-
-
-def sample(
-    pipeline: Pipeline,
-    labels_B: Tensor | Sequence[int],
-    config: SamplerConfig | None = None,
-    seeds_B: Tensor | Sequence[int] | None = None,
-) -> SampleResult:
-    """Draw an image for each label.
-
-    ``config`` None uses the pipeline's own settings, ``seeds_B`` None the seeds of job 0.
-
-    An image depends on its label, its seed and the settings alone.
-
-    Raises:
-        UserError: labels, seeds or settings do not fit the model.
-        FloatingPointError: the network gave logits that are not finite.
-    """
-    config = config or pipeline.sampler
-    seeds_B = image_seeds(0, 0, len(labels_B)) if seeds_B is None else seeds_B
-    state = begin(pipeline, labels_B, config, seeds_B)
-    for _ in range(visited(pipeline.transformer, config).num_scales):
-        state = advance(pipeline, state, config)
-    return finish(pipeline, state)
+    return tokenizer.decode_latent(state.f_hat).add(1).mul(0.5)

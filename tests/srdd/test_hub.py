@@ -113,5 +113,7 @@ def test_a_repository_of_another_format_is_refused(cache: Path) -> None:
     refs = cache / "models--owner--other" / "refs"
     refs.mkdir()
     (refs / "main").write_text(COMMIT)
-    with pytest.raises(UserError, match=r"is no transformer directory: it has no config\.json"):
+    with pytest.raises(
+        UserError, match=r"^owner/other is no pipeline: it has no transformer/config\.json"
+    ):
         load_pipeline("owner/other")

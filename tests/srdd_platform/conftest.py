@@ -17,6 +17,7 @@ from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig
 from srdd.checkpoint import save_model
+from srdd.load import load_pipeline
 from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig
@@ -24,7 +25,7 @@ from srdd.train.loop import Batch, fit
 from srdd.train.var.transformer import init_weights
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.masks import Mask
-from srdd.var.pipeline import load_pipeline, save_pipeline
+from srdd.var.pipeline import save_pipeline
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
 from srdd_platform.core.runs import read_metrics

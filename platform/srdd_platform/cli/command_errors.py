@@ -34,7 +34,7 @@ def guarded(action: Callable[[], None]) -> None:
     except BrokenPipeError:
         os._exit(1)
     except (MemoryError, RuntimeError) as error:
-        from srdd_platform.train.out_of_memory import is_out_of_memory
+        from srdd_platform.core.out_of_memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from srdd.checkpoint import save_tensors
 from srdd.errors import UserError
+from srdd.load import load_var
 from srdd.var.config import TransformerConfig
 from srdd.var.official.convert import (
     LAYOUT_MASK,
@@ -22,10 +23,10 @@ from srdd.var.official.convert import (
     transformer_source,
 )
 from srdd.var.official.names import share_quant_resi, to_var, to_vqvae
-from srdd.var.pipeline import Pipeline, load_pipeline, save_pipeline
+from srdd.var.pipeline import Pipeline, save_pipeline
 from srdd.weight_files import read_weights
-from srdd_platform.cli.sample import integers
 from srdd_platform.core.files import atomic_path
+from srdd_platform.core.parsing import integers
 from srdd_platform.data.label_files import read_class_names
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def export_to(command: "Export", console: Console) -> None:
             raise UserError(f"{path} exists: give another name")
     if targets[0].resolve() == targets[1].resolve():
         raise UserError(f"{targets[0]} cannot be both files: give two names")
-    pipeline = load_pipeline(command.model)
+    pipeline = load_var(command.model)
     states = (to_vqvae(pipeline.tokenizer), to_var(pipeline.transformer))
     with atomic_path(targets[0]) as vae, atomic_path(targets[1]) as transformer:
         for temporary, target, state in zip((vae, transformer), targets, states, strict=True):

@@ -14,12 +14,14 @@ from torch import Tensor
 from srdd.devices import find_device
 from srdd.errors import UserError
 from srdd.images import grid
+from srdd.load import load_var
 from srdd.rng import image_seeds
 from srdd.var.accelerate import check_accelerators, make_sampler
 from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import Pipeline, load_pipeline
+from srdd.var.pipeline import Pipeline
 from srdd_platform.core.files import atomic_path, write_bytes
 from srdd_platform.core.images import to_png, to_uint8
+from srdd_platform.core.parsing import integers
 
 if TYPE_CHECKING:
     from srdd_platform.cli.main import Sample
@@ -39,18 +41,6 @@ def resolve(command: "Sample", config: SamplerConfig) -> SamplerConfig:
     if command.patch_nums is not None:
         changes["patch_nums"] = integers(command.patch_nums, "patch_nums")
     return replace(config, **changes)
-
-
-def integers(text: str, name: str) -> tuple[int, ...]:
-    """Integers of "1,2,3".
-
-    Raises:
-        UserError: something else stands there.
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"{name} takes integers like 1,2,3, got {text!r}", field=name) from None
 
 
 def pick_labels(pipeline: Pipeline, classes: str | None, num: int) -> Tensor:
@@ -77,7 +67,7 @@ def draw_to(command: "Sample", console: Console) -> None:
     check_accelerators(
         target, int8=command.int8, compiled=command.compile, cuda_graph=command.cuda_graph
     )
-    pipeline = load_pipeline(command.model).to(target, getattr(torch, command.dtype))
+    pipeline = load_var(command.model).to(target, getattr(torch, command.dtype))
     config = resolve(command, pipeline.sampler)
     labels = pick_labels(pipeline, command.classes, command.num)
     seeds = image_seeds(command.seed, 0, command.num)

@@ -26,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from srdd.errors import UserError
-from srdd.var.pipeline import is_pipeline
+from srdd.load import is_pipeline
 from srdd_platform.core.files import can_write, read_json, write_bytes, write_json
 
 CONFIG = "config.json"

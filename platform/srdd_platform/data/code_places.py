@@ -16,8 +16,8 @@ from pathlib import Path
 
 from srdd.checkpoint import read_config
 from srdd.errors import UserError
+from srdd.load import is_pipeline
 from srdd.var.config import TokenizerConfig
-from srdd.var.pipeline import is_pipeline
 from srdd_platform.core.files import can_write, digest, read_json, sha256_file
 from srdd_platform.core.runs import CONFIG, tokenizer_dir
 from srdd_platform.data import Augmentation, Manifest, Store

@@ -25,21 +25,16 @@ from rich.console import Console
 
 from srdd.compiling import check_machine
 from srdd.errors import UserError
+from srdd.load import is_pipeline, load_var
 from srdd.presets import Preset
 from srdd.validation import to_dict
 from srdd.var.checks import check_fits
 from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import (
-    Pipeline,
-    is_pipeline,
-    load_pipeline,
-    save_pipeline,
-    save_tokenizer,
-)
+from srdd.var.pipeline import Pipeline, save_pipeline, save_tokenizer
 from srdd.var.prune import check_stages, check_teacher, prune_tokenizer
-from srdd_platform.cli.sample import integers
 from srdd_platform.core.files import atomic_path
 from srdd_platform.core.location import parse_location
+from srdd_platform.core.parsing import integers
 from srdd_platform.core.ray_session import Session, session
 from srdd_platform.core.runs import open_run
 from srdd_platform.data.codes import encode
@@ -51,11 +46,10 @@ from srdd_platform.distill.table import (
     table_specs,
     write_table,
 )
+from srdd_platform.evaluation.checks import check_data
 from srdd_platform.evaluation.evaluator import EvaluationConfig, weights_digest
 from srdd_platform.evaluation.extractors import check_classes, load_extractor
-from srdd_platform.evaluation.protocol import begun_under
-from srdd_platform.sweep.models import check_data
-from srdd_platform.sweep.options import MIN_IMAGES
+from srdd_platform.evaluation.protocol import MIN_IMAGES, begun_under
 from srdd_platform.train.dry_run import dry_run
 from srdd_platform.train.extend import is_finished
 from srdd_platform.train.job import Job, make_job
@@ -173,7 +167,7 @@ def dry_run_stages(job: Distillation, preset: Preset, console: Console) -> None:
 def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline, Preset]:
     """The job with its pipeline's directory, the parent, and the preset with the parent's sizes."""
     job = replace(job, model=_pipeline_dir(job.model))
-    parent = load_pipeline(job.model)
+    parent = load_var(job.model)
     model, manifest = parent.transformer, job.options.open(job.data).manifest
     check_data(parent, job.model, manifest, job.data, classes=not model.config.unconditional)
     if job.evaluation.weights and job.evaluation.extractor == "classifier":
@@ -247,7 +241,7 @@ def _train_stage(
     """Train one stage; a finished one is compared with its settings and left alone."""
     tokenizer, options = job.tokenizer(number), job.options
     if not tokenizer.exists():
-        pruned = prune_tokenizer(load_pipeline(job.model).tokenizer, job.stages[number - 1])
+        pruned = prune_tokenizer(load_var(job.model).tokenizer, job.stages[number - 1])
         with atomic_path(tokenizer) as directory:
             save_tokenizer(pruned, directory)
     source = job.run(number - 1) if number > 1 else job.model
@@ -266,7 +260,7 @@ def _train_stage(
 
 def _write_model(job: Distillation, parent: Pipeline) -> None:
     """The last stage's weights with the parent's sampler settings and names of classes."""
-    last = load_pipeline(job.run(len(job.stages)))
+    last = load_var(job.run(len(job.stages)))
     sampler = replace(parent.sampler, patch_nums=None)
     pipeline = Pipeline(last.tokenizer, last.transformer, sampler, parent.class_names)
     with atomic_path(job.out / "model") as directory:

@@ -22,9 +22,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from srdd.load import load_var
 from srdd.train.var.held_out import reconstruct, tokenizer_quality, transformer_nll
 from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import Pipeline, load_pipeline
+from srdd.var.pipeline import Pipeline
 from srdd.var.prune import prune_pipeline
 from srdd_platform.core.files import (
     digest,
@@ -183,7 +184,7 @@ def measure_rows(
         with train.store.filling(train.whole_shards):
             judge = Evaluator(Path(specs[0][0].pipeline), evaluation, load_images(train))
     for spec, key in specs:
-        pipeline = load_pipeline(spec.pipeline)
+        pipeline = load_var(spec.pipeline)
         if spec.pruned:
             pipeline = prune_pipeline(pipeline, spec.pruned)
         pipeline = pipeline.to(evaluation.device)

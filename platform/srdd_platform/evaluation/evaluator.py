@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from srdd.errors import UserError
+from srdd.load import load_var
 from srdd.train.var.tokenizer import to_float
 from srdd.train.var.transformer import init_weights
 from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import Pipeline, load_pipeline
+from srdd.var.pipeline import Pipeline
 from srdd.var.transformer import ScaleTransformer
 from srdd_platform.core.files import digest, sha256_file
 from srdd_platform.core.images import grid_png, to_uint8
@@ -92,7 +93,7 @@ class Evaluator:
         """
         self.evaluation = evaluation
         self.pipeline_dir = model_dir(pipeline_dir)
-        self.pipeline = load_pipeline(self.pipeline_dir).to(
+        self.pipeline = load_var(self.pipeline_dir).to(
             evaluation.device, getattr(torch, evaluation.dtype)
         )
         self.model = weights_digest(self.pipeline_dir)

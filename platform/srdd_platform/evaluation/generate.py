@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from srdd.generator import SampleResult, sample
 from srdd.rng import image_seeds
 from srdd.var.config import SamplerConfig
 from srdd.var.pipeline import Pipeline
-from srdd.var.sampling import sample
-from srdd.var.state import SampleResult
 from srdd_platform.core.images import to_uint8
 
 LATENCY_RUNS = 5

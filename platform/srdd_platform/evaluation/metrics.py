@@ -9,7 +9,7 @@ from srdd.errors import UserError
 from srdd.metrics.frechet import Gaussian
 from srdd_platform.evaluation.extractors import Features, import_torch_fidelity
 from srdd_platform.evaluation.kid import class_bias
-from srdd_platform.sweep.options import MIN_IMAGES
+from srdd_platform.evaluation.protocol import MIN_IMAGES
 
 JACKKNIFE_BLOCKS = 10
 KID_SUBSETS, KID_SUBSET_SIZE = 50, 250

@@ -14,6 +14,7 @@ from srdd_platform.core.files import read_json
 
 PROTOCOL = "fid@2 uint8-round balanced kid50x250-unbiased prc3 is1 jackknife10"
 FIRST_PROTOCOL = "fid@1 uint8-round balanced kid50x250 prc3 is1 jackknife10"
+MIN_IMAGES = 50  # fewer give no useful covariance
 NEW_COLUMNS = ("kid_raw", "protocol")  # that rows of fid@1 do not have
 
 KID_MEANING = (

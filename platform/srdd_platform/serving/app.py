@@ -19,7 +19,7 @@ from ray import serve
 
 from srdd.devices import find_device
 from srdd.errors import UserError
-from srdd.var.pipeline import load_pipeline
+from srdd.load import load_var
 from srdd_platform.core.ray_session import session
 from srdd_platform.core.runs import model_dir
 from srdd_platform.serving.api import MAX_N
@@ -85,7 +85,7 @@ def run(
     _check(options, replicas)
     if address is None:
         find_device(device)
-    load_pipeline(options.pipeline)  # refuse a damaged one here, in one line
+    load_var(options.pipeline)  # refuse a damaged one here, in one line
     port = _free_port(host, port)
     with ExitStack() as quiet, session(address) as cluster:
         gpus = 0 if device == "cpu" else replicas
@@ -94,7 +94,7 @@ def run(
             raise UserError("Ray Serve already runs on this cluster: stop it or use another one")
         url = ""
         try:
-            with _until_signal():
+            with until_signal():
                 url = start(host, port)
                 try:
                     deploy(options, replicas=replicas)
@@ -124,11 +124,11 @@ def _drain(url: str) -> None:
     if not url:  # the signal came before Serve was there
         return
     with httpx.Client(trust_env=False, timeout=POLL_S * 10) as client:
-        while _in_progress(client, url) and time.monotonic() < deadline:
+        while requests_in_progress(client, url) and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
 
-def _in_progress(client: httpx.Client, url: str) -> bool:
+def requests_in_progress(client: httpx.Client, url: str) -> bool:
     """Whether the proxy still has answers to send. One that is too busy to say so has some."""
     try:
         return bool(client.get(f"{url}{IN_PROGRESS}").json()["requests"])
@@ -212,7 +212,7 @@ class _Stop(BaseException):
 
 
 @contextmanager
-def _until_signal() -> Iterator[None]:
+def until_signal() -> Iterator[None]:
     """End the block quietly at the first SIGINT or SIGTERM; the next one acts as it did before.
 
     To be entered after Ray has started, which sets a handler of its own.

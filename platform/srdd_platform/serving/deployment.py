@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
-from srdd.var.pipeline import load_pipeline
+from srdd.load import load_var
 from srdd_platform.serving import proxy
 from srdd_platform.serving.api import MAX_N, Outcome, Service, create_app
 from srdd_platform.serving.engine import Engine
@@ -48,7 +48,7 @@ class Generator:
 
     def __init__(self, options: ReplicaOptions) -> None:
         torch.set_num_threads(options.threads)
-        pipeline = load_pipeline(options.pipeline).to(options.device, DTYPES[options.dtype])
+        pipeline = load_var(options.pipeline).to(options.device, DTYPES[options.dtype])
         engine = Engine(
             pipeline,
             max_batch=options.max_batch,

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from srdd.errors import UserError
+from srdd.generator import sample
 from srdd.rng import image_seeds
-from srdd.var.checks import check_fits, visited
 from srdd.var.config import SamplerConfig
 from srdd.var.pipeline import Pipeline
-from srdd.var.sampling import advance, begin, finish, sample
-from srdd.var.state import SampleState, join, split
+from srdd.var.state import SampleState
 from srdd_platform.core.images import to_uint8
 from srdd_platform.serving.errors import (
     QueueFullError,
@@ -76,7 +75,7 @@ class _Piece:
 
     @property
     def scale(self) -> int:
-        return self.state.scale if self.state is not None else 0
+        return self.state.step if self.state is not None else 0
 
     @property
     def gone(self) -> bool:
@@ -178,7 +177,7 @@ class Engine:
     def _validate(self, labels: Sequence[int], seeds: Sequence[int], config: SamplerConfig) -> None:
         """Refuse here what would otherwise fail a whole batch."""
         model = self.pipeline.transformer
-        check_fits(model, config)
+        self.pipeline.check_settings(config)
         if not labels or len(labels) != len(seeds):
             raise UserError(f"give one seed an image: {len(labels)} labels, {len(seeds)} seeds")
         if not all(0 <= label < model.config.num_classes for label in labels):
@@ -248,21 +247,21 @@ class Engine:
         """
         config, sizes = batch[0].request.config, [len(piece) for piece in batch]
         states = [
-            begin(self.pipeline, torch.tensor(piece.labels), config, piece.seeds)
+            self.pipeline.begin(piece.labels, config, piece.seeds)
             if piece.state is None
             else piece.state
             for piece in batch
         ]
         if self.pad and sum(sizes) < self.max_batch:
-            filler, *_ = split(states[0], [1, sizes[0] - 1])
+            filler = states[0].select(torch.tensor([0]))
             sizes.append(self.max_batch - sum(sizes))
             states += [filler] * sizes[-1]
-        state = advance(self.pipeline, join(states), config)
-        if state.scale == visited(self.pipeline.transformer, config).num_scales:
-            images = to_uint8(finish(self.pipeline, state).images).cpu()
+        state = self.pipeline.advance(SampleState.join(states))
+        if state.step == state.num_steps:
+            images = to_uint8(self.pipeline.decode(state)).cpu()
             return list(images.split(sizes))
-        for piece, part in zip(batch, split(state, sizes), strict=False):
-            piece.state = part
+        for piece, rows in zip(batch, torch.arange(len(state)).split(sizes), strict=False):
+            piece.state = state.select(rows)
         return []
 
     def _collect(self, piece: _Piece, images: Tensor) -> None:

@@ -4,13 +4,13 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException as HTTPStatusError
 from starlette.responses import Response
 
+from srdd_platform.core.out_of_memory import is_out_of_memory
 from srdd_platform.serving.errors import (
     QueueFullError,
     SamplingError,
     StoppedError,
     error_response,
 )
-from srdd_platform.train.out_of_memory import is_out_of_memory
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -6,15 +6,17 @@ from pathlib import Path
 from rich.console import Console
 
 from srdd.errors import UserError
+from srdd.load import load_var
 from srdd.presets import Preset
 from srdd.var.masks import Mask
-from srdd.var.pipeline import Pipeline, load_pipeline
 from srdd_platform.core.cluster import Cluster
 from srdd_platform.data import Manifest, prepare
 from srdd_platform.data.code_places import codes_dir
 from srdd_platform.data.codes import encode
+from srdd_platform.evaluation.checks import check_data
 from srdd_platform.evaluation.extractors import check_classes, load_extractor
-from srdd_platform.sweep.options import MIN_IMAGES, SweepArgs
+from srdd_platform.evaluation.protocol import MIN_IMAGES
+from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.train.extend import is_finished
 from srdd_platform.train.job import Job, make_job
 from srdd_platform.train.launcher import train
@@ -39,7 +41,7 @@ def ready_models(
     """The models to search: those given, or the preset's, prepared and trained where missing."""
     options = Options(device="cuda" if args.device.startswith("cuda") else "cpu")
     if args.model is not None and args.data is not None:
-        pipeline, manifest = load_pipeline(args.model), Manifest.load(args.data)
+        pipeline, manifest = load_var(args.model), Manifest.load(args.data)
         labelled = not pipeline.transformer.config.unconditional
         check_data(pipeline, args.model, manifest, args.data, classes=labelled)
         if args.extractor == "classifier":
@@ -78,33 +80,6 @@ def ready_models(
     ]
     _train(second, "the transformers: markov (SDD) and block_causal (VAR)", cluster, console)
     return Models(root / "markov", (root / "block_causal",), data, classifier)
-
-
-def check_data(
-    pipeline: Pipeline, model: Path, manifest: Manifest, data: object, *, classes: bool = True
-) -> None:
-    """Refuse images that are not a pipeline's own kind.
-
-    Args:
-        pipeline: what draws such images.
-        model: what messages call it.
-        manifest: of the images.
-        data: what messages call them.
-        classes: whether there must be as many classes.
-
-    Raises:
-        UserError: the images have another size, or other classes.
-    """
-    side = pipeline.tokenizer.config.resolution
-    if manifest.resolution != side:
-        raise UserError(
-            f"{model} draws {side} px images, {data} holds {manifest.resolution} px ones"
-        )
-    if classes and len(manifest.classes) != len(pipeline.class_names):
-        raise UserError(
-            f"{model} knows {len(pipeline.class_names)} classes, {data} holds "
-            f"{len(manifest.classes)}"
-        )
 
 
 def _train(jobs: list[Job], what: str, cluster: Cluster, console: Console) -> None:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srdd.errors import UserError
+from srdd_platform.evaluation.protocol import MIN_IMAGES
 
 DTYPES = ("float32", "bfloat16", "float16")
-MIN_IMAGES = 50  # below, a covariance says nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import ray
 import torch
 
+from srdd.load import load_var
 from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import load_pipeline
 from srdd_platform.core.files import digest
 from srdd_platform.core.runs import model_dir
 from srdd_platform.data import load_arrays
@@ -52,7 +52,7 @@ def before_search(
     cfgs = CFGS if guided else (0.0,)
     epsilon_cfg = grid_cfg if guided else 0.0
     for directory in (pipeline, *others):
-        mask = load_pipeline(directory).transformer.config.mask
+        mask = load_var(directory).transformer.config.mask
         family = {"markov": "SDD", "block_causal": "VAR"}.get(mask, mask)
         path = "" if directory == pipeline else str(model_dir(directory).resolve())
         specs += [
@@ -130,7 +130,7 @@ def make_rows(
             if spec.what == "untrained":
                 model = evaluator.untrained()
             elif spec.pipeline:
-                model = load_pipeline(spec.pipeline).to(
+                model = load_var(spec.pipeline).to(
                     evaluation.device, getattr(torch, evaluation.dtype)
                 )
             row = evaluator.trial(

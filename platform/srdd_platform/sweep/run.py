@@ -15,11 +15,11 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from rich.console import Console
 
 from srdd.errors import UserError
+from srdd.load import load_var
 from srdd.presets import get_preset
 from srdd.validation import to_dict
 from srdd.var.checks import check_fits
 from srdd.var.config import SamplerConfig, TransformerConfig
-from srdd.var.pipeline import load_pipeline
 from srdd_platform.core.cluster import Cluster, lazy_cluster
 from srdd_platform.core.files import sha256_file
 from srdd_platform.core.ray_session import Session
@@ -59,9 +59,9 @@ def run_sweep(
     root = Path("runs") / args.preset
     out = args.out or (Path("runs") / args.model.name if args.model else root) / name
     check_place(out)
-    with lazy_cluster(args, console) as cluster:
+    with lazy_cluster(args.address, args.device, console) as cluster:
         models = ready_models(args, preset, root, out, cluster, console)
-        space, grid = searchable(space, grid, load_pipeline(models.pipeline).transformer.config)
+        space, grid = searchable(space, grid, load_var(models.pipeline).transformer.config)
         evaluation = EvaluationConfig(
             data=str(models.data.resolve()), extractor=args.extractor,
             weights=str(models.weights.resolve()), num=args.num, seed=args.seed,
@@ -142,7 +142,7 @@ def _search(
 ) -> None:
     """Reference rows, trials, then the rows that need the best trial."""
     weights = _extractor_digest(models.weights)
-    loaded = load_pipeline(models.pipeline)
+    loaded = load_var(models.pipeline)
     guided = not loaded.transformer.config.unconditional
     first = [
         {name: value for name, value in params.items() if name in space}

@@ -44,12 +44,13 @@ def device_peak(device: torch.device, precision: Precision) -> Peak | None:
     the threads that this process has.
     """
     if device.type == "cuda":
-        return _known(torch.cuda.get_device_name(device), precision)
+        return find_peak(torch.cuda.get_device_name(device), precision)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     return _measured(dtype)
 
 
-def _known(name: str, precision: Precision) -> Peak | None:
+def find_peak(name: str, precision: Precision) -> Peak | None:
+    """The peak of a GPU by its name; None where it is not known."""
     for part, half, single in _CUDA:
         if part.lower() in name.lower():
             tflops = half if precision == "bfloat16" else single

@@ -16,6 +16,7 @@ from rich.console import Console
 from srdd.errors import UserError
 from srdd.validation import to_dict
 from srdd_platform.core.file_errors import explain
+from srdd_platform.core.out_of_memory import killed_for_memory
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import failure, note, open_run
 from srdd_platform.data.options import left_out
@@ -23,7 +24,7 @@ from srdd_platform.train.checkpoints import claim_storage
 from srdd_platform.train.export import finish
 from srdd_platform.train.extend import extended, is_finished
 from srdd_platform.train.job import Job, title
-from srdd_platform.train.out_of_memory import advice, killed_for_memory
+from srdd_platform.train.out_of_memory import advice
 from srdd_platform.train.placement import Need, find_room, fit_together, patience
 from srdd_platform.train.progress import bars
 from srdd_platform.train.tasks import begin_from, build_task
@@ -126,11 +127,11 @@ def _run_all(jobs: Sequence[Job], console: Console) -> list[str]:
                 try:
                     results[ref] = ray.get(ref)
                 except (RayTaskError, OutOfMemoryError) as error:
-                    raise _explain(job, error) from error
+                    raise explain_failure(job, error) from error
     return [results[ref] for ref in order]
 
 
-def _explain(job: Job, error: RayTaskError | OutOfMemoryError) -> Exception:
+def explain_failure(job: Job, error: RayTaskError | OutOfMemoryError) -> Exception:
     """The error a person can act on, or the original one."""
     if why := failure(Path(job.run)):
         return UserError(why)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srdd.generator import sample
 from srdd.metrics.quality import to_8bit
 from srdd.rng import image_seeds
 from srdd.train.loop import Task
@@ -19,7 +20,6 @@ from srdd.train.var.tokenizer import TokenizerTask, to_float
 from srdd.train.var.transformer import TransformerTask
 from srdd.var.config import SamplerConfig, TransformerConfig
 from srdd.var.pipeline import Pipeline, load_tokenizer
-from srdd.var.sampling import sample
 from srdd_platform.core.images import grid_png, to_uint8
 from srdd_platform.core.runs import tokenizer_dir
 from srdd_platform.data import stacked

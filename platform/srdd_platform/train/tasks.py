@@ -6,6 +6,7 @@ import torch
 
 from srdd.checkpoint import read_config
 from srdd.errors import UserError
+from srdd.load import load_var
 from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
@@ -15,7 +16,7 @@ from srdd.train.var.tokenizer import TokenizerTask
 from srdd.train.var.transformer import TransformerTask
 from srdd.validation import from_dict
 from srdd.var.config import TokenizerConfig, TransformerConfig
-from srdd.var.pipeline import load_pipeline, load_tokenizer
+from srdd.var.pipeline import load_tokenizer
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
 from srdd.var.warm_start import WarmStart, warm_start
@@ -30,7 +31,7 @@ def build_task(job: Job) -> Task:
     tokenizer, teacher = None, None
     if job.kind == "transformer":
         tokenizer = load_tokenizer(tokenizer_dir(Path(job.tokenizer)))
-        teacher = load_pipeline(job.init_from).transformer if _taught(job) else None
+        teacher = load_var(job.init_from).transformer if _taught(job) else None
     return _task(job, lpips, tokenizer, teacher)
 
 
@@ -83,6 +84,6 @@ def begin_from(task: Task, source: Path) -> WarmStart:
     """
     assert isinstance(task, TransformerTask)
     try:
-        return warm_start(task.model, load_pipeline(source).transformer)
+        return warm_start(task.model, load_var(source).transformer)
     except UserError as error:
         raise UserError(f"--init-from {source}: {error}") from None

@@ -21,7 +21,7 @@ from srdd_platform.data import load_images
 from srdd_platform.data.codes import load_codes, load_views
 from srdd_platform.evaluation.extractors import load_extractor
 from srdd_platform.evaluation.metrics import Reference
-from srdd_platform.sweep.options import MIN_IMAGES
+from srdd_platform.evaluation.protocol import MIN_IMAGES
 from srdd_platform.train.job import Job
 
 MAX_IMAGES = 10_000

@@ -18,7 +18,7 @@ from srdd.errors import UserError
 from srdd.var.pipeline import save_pipeline
 from srdd_platform.core.images import to_png, to_uint8
 from srdd_platform.core.ray_session import Session
-from srdd_platform.serving.app import _in_progress, _until_signal, run
+from srdd_platform.serving.app import requests_in_progress, run, until_signal
 
 pytestmark = pytest.mark.ray
 
@@ -29,7 +29,7 @@ POLLS = 400  # a bound; each poll is a request
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_block_and_nothing_after_it(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with _until_signal():
+    with until_signal():
         os.kill(os.getpid(), number)
         pytest.fail("the signal was ignored")
     assert signal.getsignal(number) is before
@@ -88,9 +88,9 @@ def test_a_proxy_that_is_too_busy_to_answer_still_has_requests() -> None:
     with socket.socket() as proxy, httpx.Client(timeout=0.05, trust_env=False) as client:
         proxy.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
-        assert not _in_progress(client, url)  # nobody listens: it has ended
+        assert not requests_in_progress(client, url)  # nobody listens: it has ended
         proxy.listen()
-        assert _in_progress(client, url)
+        assert requests_in_progress(client, url)
 
 
 def test_a_model_that_cannot_draw_is_refused_with_the_reason(

@@ -14,9 +14,10 @@ from rich.console import Console
 from srdd import SamplerConfig
 from srdd.checkpoint import save_model
 from srdd.errors import UserError
+from srdd.load import load_pipeline
 from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.presets import digits
-from srdd.var.pipeline import Pipeline, load_pipeline, save_pipeline
+from srdd.var.pipeline import Pipeline, save_pipeline
 from srdd.var.transformer import ScaleTransformer
 from srdd_platform.cli import main as cli
 from srdd_platform.data import Manifest, prepare

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from srdd.generator import sample
+from srdd.load import load_pipeline
 from srdd.metrics.classifier import ClassifierConfig
 from srdd.presets import digits
 from srdd.rng import image_seeds
@@ -15,8 +17,7 @@ from srdd.train.ema import finished_weights
 from srdd.train.loop import Batch, Task, fit
 from srdd.train.var.tokenizer import TokenizerTask
 from srdd.train.var.transformer import TransformerTask
-from srdd.var.pipeline import load_pipeline, load_tokenizer
-from srdd.var.sampling import sample
+from srdd.var.pipeline import load_tokenizer
 from srdd_platform.core.images import grid, to_png, to_uint8
 from srdd_platform.data import ShardDataset, load_arrays
 from srdd_platform.train.job import Job

@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 from srdd.errors import UserError
 from srdd_platform.core.file_errors import StoreError
 from srdd_platform.train.job import Job
-from srdd_platform.train.launcher import _explain
+from srdd_platform.train.launcher import explain_failure
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_wrong_input_and_what_a_file_or_a_store_says_is_one_line(
     tmp_path: Path, cause: Exception, text: str
 ) -> None:
     job = Job(kind="classifier", run=str(tmp_path), data="", settings={})
-    told = _explain(job, RayTaskError("run_training", "Traceback", cause))
+    told = explain_failure(job, RayTaskError("run_training", "Traceback", cause))
     assert isinstance(told, UserError)
     assert str(told) == text.format(run=tmp_path)
 
@@ -35,4 +35,4 @@ def test_wrong_input_and_what_a_file_or_a_store_says_is_one_line(
 def test_a_bug_keeps_its_trace(tmp_path: Path) -> None:
     job = Job(kind="classifier", run=str(tmp_path), data="", settings={})
     bug = KeyError("x")
-    assert _explain(job, RayTaskError("run_training", "Traceback", bug)) is bug
+    assert explain_failure(job, RayTaskError("run_training", "Traceback", bug)) is bug

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from srdd.train.loop import Batch
-from srdd_platform.train.device_flops import _known, device_peak
+from srdd_platform.train.device_flops import device_peak, find_peak
 from srdd_platform.train.monitor import Meter
 
 BATCH = Batch(torch.zeros(2), torch.zeros(2), torch.zeros(2), 8)
@@ -81,14 +81,14 @@ def test_the_stream_ends_where_the_batches_do() -> None:
     ],
 )
 def test_a_gpu_is_known_by_its_name(name: str, precision: str, tflops: float) -> None:
-    peak = _known(name, precision)  # type: ignore[arg-type]
+    peak = find_peak(name, precision)  # type: ignore[arg-type]
     assert peak is not None
     assert peak.flops == tflops * 1e12
     assert name in peak.source
 
 
 def test_a_gpu_that_is_not_known_has_no_peak() -> None:
-    assert _known("NVIDIA Quadro 600", "bfloat16") is None
+    assert find_peak("NVIDIA Quadro 600", "bfloat16") is None
 
 
 def test_a_cpu_is_measured_and_says_so_without_drawing_random_numbers() -> None:

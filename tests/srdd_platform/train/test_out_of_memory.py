@@ -8,9 +8,10 @@ import torch
 
 from srdd_platform.cli.command_errors import guarded
 from srdd_platform.core.files import read_json
+from srdd_platform.core.out_of_memory import is_out_of_memory, killed_for_memory
 from srdd_platform.core.runs import open_run
 from srdd_platform.train.job import Job
-from srdd_platform.train.out_of_memory import advice, is_out_of_memory, killed_for_memory
+from srdd_platform.train.out_of_memory import advice
 
 OPTIM = {"batch_size": 33, "accumulate": 1, "recompute": False, "lr": 0.1}
 JOB = Job(kind="transformer", run="run", data="data", settings={"optim": OPTIM})

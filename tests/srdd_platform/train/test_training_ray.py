@@ -21,9 +21,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from srdd.errors import UserError
+from srdd.load import load_pipeline
 from srdd.presets import Preset, digits
 from srdd.var.config import TokenizerConfig, TransformerConfig
-from srdd.var.pipeline import load_pipeline
 from srdd_platform.core.ray_session import Session, session
 from srdd_platform.core.runs import read_metrics
 from srdd_platform.core.storage import open_storage

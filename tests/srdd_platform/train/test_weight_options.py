@@ -436,13 +436,12 @@ def test_a_sweep_looks_at_the_extractors_weights_before_ray(
         model=tiny_pipeline, data=digits_shards, extractor=extractor, weights=Path("w.pth")
     )
     console = Console(file=io.StringIO())
-    with lazy_cluster(args, console) as cluster, pytest.raises(UserError) as caught:
+    with lazy_cluster(None, "cpu", console) as cluster, pytest.raises(UserError) as caught:
         ready_models(args, digits(), tmp_path, tmp_path / "out", cluster, console)
     assert str(caught.value).startswith(said)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_sweep_on_a_gpu_that_is_not_there_starts_no_ray() -> None:
-    args = SweepArgs(device="cuda:1")
     with pytest.raises(UserError, match=r"^--device cuda:1: torch finds no CUDA device here"):
-        Cluster(args, Console(file=io.StringIO())).connect()
+        Cluster(None, "cuda:1", Console(file=io.StringIO())).connect()
