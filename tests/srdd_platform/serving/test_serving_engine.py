@@ -13,10 +13,8 @@ import torch
 from srdd import Pipeline, SamplerConfig, image_seed, load_pipeline, sample
 from srdd.errors import UserError
 from srdd.var.masks import Mask
-from srdd.var.sampling import advance
 from srdd.var.state import SampleState
 from srdd_platform.core.images import to_png, to_uint8
-from srdd_platform.serving import engine as module
 from srdd_platform.serving.engine import Drawn, Engine, Load
 from srdd_platform.serving.errors import (
     MAX_RETRY_S,
@@ -31,7 +29,7 @@ SCALES = 4
 
 
 class Turns:
-    """Stands in for ``advance``: notes scale and size of each turn, and can hold one."""
+    """Notes step and size of each turn of the engine, and can hold one."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
@@ -39,14 +37,11 @@ class Turns:
         self.held = threading.Event()
         self.go = threading.Event()
 
-    def __call__(
-        self, pipeline: Pipeline, state: SampleState, config: SamplerConfig
-    ) -> SampleState:
-        self.seen.append((state.scale, len(state)))
+    def note(self, state: SampleState) -> None:
+        self.seen.append((state.step, len(state)))
         if not self.held.is_set() and self.hold(state):
             self.held.set()
             assert self.go.wait(WAIT_S)
-        return advance(pipeline, state, config)
 
     async def wait(self) -> None:
         assert await asyncio.to_thread(self.held.wait, WAIT_S)
@@ -54,8 +49,13 @@ class Turns:
 
 @pytest.fixture
 def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
-    turns = Turns()
-    monkeypatch.setattr(module, "advance", turns)
+    turns, advance = Turns(), Pipeline.advance
+
+    def noted(pipeline: Pipeline, state: SampleState) -> SampleState:
+        turns.note(state)
+        return advance(pipeline, state)
+
+    monkeypatch.setattr(Pipeline, "advance", noted)
     return turns
 
 
@@ -116,7 +116,7 @@ def test_company_does_not_change_an_image(
 def test_a_newcomer_catches_up_and_then_shares(pipeline: Pipeline, turns: Turns) -> None:
     async def main() -> list[Drawn]:
         engine = Engine(pipeline)
-        turns.hold = lambda state: state.scale == 1
+        turns.hold = lambda state: state.step == 1
         first = ask(engine, 1, 2, 0)
         await turns.wait()
         second = ask(engine, 2, 3, 0)
@@ -146,7 +146,7 @@ def test_who_came_first_is_not_overtaken(pipeline: Pipeline, turns: Turns) -> No
 
     async def main() -> None:
         engine = Engine(pipeline, max_batch=2)
-        turns.hold = lambda state: state.scale == 2
+        turns.hold = lambda state: state.step == 2
         tasks = [ask(engine, 0, 1, 0)]
         await turns.wait()
         tasks += [ask(engine, label, 1, 0) for label in range(1, 6)]
@@ -179,7 +179,7 @@ def test_settings_are_not_mixed_in_a_batch(pipeline: Pipeline, turns: Turns) -> 
 def test_a_cancelled_request_leaves_at_the_next_scale(pipeline: Pipeline, turns: Turns) -> None:
     async def main() -> Drawn:
         engine = Engine(pipeline, max_batch=2, max_images=4)
-        turns.hold = lambda state: state.scale == 1
+        turns.hold = lambda state: state.step == 1
         gone = ask(engine, 1, 4, 0)  # two pieces, of which one waits
         await turns.wait()
         assert engine.load == Load(active=2, waiting=2)
