@@ -15,6 +15,7 @@ from srdd_platform.cli.command_errors import guarded
 from srdd_platform.cli.command_line import parse_command
 from srdd_platform.cli.convert_options import Convert, Export
 from srdd_platform.cli.data import Data
+from srdd_platform.cli.log_output import log_to
 from srdd_platform.cli.terminal import Terminal
 from srdd_platform.core.interrupts import end_on_sigterm
 from srdd_platform.core.option_names import as_option
@@ -282,7 +283,9 @@ def _run_command() -> None:
         description="Train, search, compare and serve scale-wise image generators.",
     )
     check_settings()
+    terminal = Terminal()
     try:
-        command.run(Terminal())
+        with log_to(terminal):
+            command.run(terminal)
     except UserError as error:
         raise as_option(error, command) from None

@@ -6,6 +6,7 @@ from optuna.distributions import BaseDistribution
 
 from srdd_platform.cli.command_errors import guarded
 from srdd_platform.cli.command_line import parse_command
+from srdd_platform.cli.log_output import log_to
 from srdd_platform.cli.terminal import Terminal
 from srdd_platform.core.ray_settings import check_settings
 from srdd_platform.sweep.options import SweepArgs
@@ -22,6 +23,8 @@ def sweep_main(
         check_settings()  # before Ray is imported
         from srdd_platform.sweep.run import run_sweep
 
-        run_sweep(name, space, grid, args, Terminal())
+        terminal = Terminal()
+        with log_to(terminal):
+            run_sweep(name, space, grid, args, terminal)
 
     guarded(action)
