@@ -25,6 +25,7 @@ class Card:
     resolution: int  # pixels a side
     unconditional: bool = False  # it has one class, and no guidance
     tags: Mapping[str, str] = field(default_factory=dict)  # columns of a row: {"mask": "markov"}
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # what a setting of None stands for
 
 
 class Settings(Protocol):
@@ -100,6 +101,10 @@ class Generator(Protocol[S]):
     @property
     def device(self) -> torch.device:
         """Where it runs."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, apart from sums that need float32."""
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:
         """Move to a device, and to a dtype; returns self."""

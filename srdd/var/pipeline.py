@@ -74,6 +74,11 @@ class Pipeline:
         return self.transformer.pos_embed.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, apart from the sums of :meth:`to`."""
+        return self.transformer.pos_embed.dtype
+
+    @property
     def card(self) -> Card:
         """What the model is."""
         mask = self.transformer.config.mask
@@ -84,6 +89,7 @@ class Pipeline:
             resolution=self.tokenizer.config.resolution,
             unconditional=self.transformer.config.unconditional,
             tags={"mask": mask},
+            defaults={"patch_nums": self.transformer.schedule.patch_nums},
         )
 
     def check_settings(self, config: SamplerConfig) -> None:
