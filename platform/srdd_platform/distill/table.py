@@ -229,7 +229,7 @@ def run_rows(
     task = ray.remote(measure_rows).options(
         num_cpus=job.threads, num_gpus=gpus, name="measure stages", max_retries=1
     )
-    ray.get(task.remote(run, missing, config, evaluation, job))
+    ray.get(task.remote(run.resolve(), missing, config, evaluation, job))
 
 
 def write_table(

@@ -159,7 +159,8 @@ def run_references(
         num_cpus=threads, num_gpus=gpus, name="evaluate references", max_retries=1
     )
     parts = [missing[i::slots] for i in range(slots) if missing[i::slots]]
-    ray.get([task.remote(directory, pipeline, evaluation, part, threads) for part in parts])
+    paths = directory.resolve(), pipeline.resolve()  # Ray may have been started in another folder
+    ray.get([task.remote(*paths, evaluation, part, threads) for part in parts])
 
 
 def missing_references(
