@@ -201,7 +201,7 @@ class Report:
 
     def run(self, console: Console) -> None:
         """Build it."""
-        from srdd_platform.report import build_report
+        from srdd_platform.report.page import build_report
 
         console.print(f"Report: {build_report(self.directory)}", soft_wrap=True)
 

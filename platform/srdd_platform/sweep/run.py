@@ -28,7 +28,7 @@ from srdd_platform.data import Manifest
 from srdd_platform.evaluation.evaluator import EvaluationConfig, weights_digest
 from srdd_platform.evaluation.protocol import begun_under
 from srdd_platform.evaluation.rows import compile_table, frontier, read_rows
-from srdd_platform.report import build_report
+from srdd_platform.report.page import build_report
 from srdd_platform.sweep import console as tables
 from srdd_platform.sweep import references
 from srdd_platform.sweep.best import BEST_RULE, best_row, row_config, save_best

@@ -26,7 +26,7 @@ from srdd_platform.evaluation.rows import (
     read_rows,
     write_row,
 )
-from srdd_platform.report import build_report
+from srdd_platform.report.page import build_report
 from srdd_platform.sweep.best import best_row
 from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.sweep.run import run_sweep

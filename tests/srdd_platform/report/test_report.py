@@ -15,7 +15,6 @@ from PIL import Image
 from srdd.errors import UserError
 from srdd_platform.core.files import write_json
 from srdd_platform.evaluation.rows import Row, compile_table, write_row
-from srdd_platform.report import build_report
 from srdd_platform.report.figures import draw_frontier, draw_parallel, draw_threshold
 from srdd_platform.report.hypervolume import hypervolume
 from srdd_platform.report.info import (
@@ -27,6 +26,7 @@ from srdd_platform.report.info import (
     overview,
     protocols,
 )
+from srdd_platform.report.page import build_report
 from srdd_platform.report.settings import INACTIVE, parallel_info, threshold_info
 from srdd_platform.report.wording import number, plus_minus
 
