@@ -22,7 +22,8 @@ from benchmarks.sizes import Size
 from benchmarks.weights import pipeline_of
 from srdd import Pipeline
 from srdd.errors import UserError
-from srdd.var.masks import Mask, build_mask
+from srdd.var.mask_tensors import build_mask
+from srdd.var.masks import Mask
 from srdd.var.official.names import from_var, from_vqvae
 
 _NAMES = ("models", "dist", "utils")

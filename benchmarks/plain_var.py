@@ -17,7 +17,8 @@ from benchmarks.official import Greedy
 from srdd import Pipeline
 from srdd.errors import UserError
 from srdd.var.config import TokenizerConfig, TransformerConfig
-from srdd.var.masks import Mask, build_mask
+from srdd.var.mask_tensors import build_mask
+from srdd.var.masks import Mask
 
 Cache = dict[int, tuple[Tensor, Tensor]]
 

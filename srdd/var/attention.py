@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from srdd.errors import UserError
 from srdd.nn.linear import RowLinear
-from srdd.var.masks import Mask, View, build_mask, first_scale_seen, neighbourhood, views
+from srdd.var.mask_tensors import build_mask, neighbourhood
+from srdd.var.masks import Mask, View, first_scale_seen, views
 from srdd.var.scales import ScaleSchedule
 
 _MAX_LOG_SCALE = math.log(100)

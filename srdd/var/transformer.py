@@ -24,7 +24,8 @@ from srdd.var.attention import (
     choose_backend,
 )
 from srdd.var.config import TransformerConfig
-from srdd.var.masks import View, neighbourhood
+from srdd.var.mask_tensors import neighbourhood
+from srdd.var.masks import View
 from srdd.var.quantize import MultiScaleQuantizer
 from srdd.var.scales import ScaleSchedule
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from srdd.errors import UserError
 from srdd.foreign import is_plain, owned
 from srdd.var.config import TransformerConfig
-from srdd.var.masks import build_mask
+from srdd.var.mask_tensors import build_mask
 from srdd.var.phi import phi_of_scale
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer

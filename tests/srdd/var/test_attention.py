@@ -13,7 +13,8 @@ from srdd import Pipeline, SamplerConfig, sample
 from srdd.errors import UserError
 from srdd.var.attention import Backend, KVCache, attend_scales, choose_backend
 from srdd.var.config import TransformerConfig
-from srdd.var.masks import MASKS, Mask, build_mask, views
+from srdd.var.mask_tensors import build_mask
+from srdd.var.masks import MASKS, Mask, views
 from srdd.var.scales import ScaleSchedule
 from srdd.var.transformer import ScaleTransformer
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from srdd import Pipeline, sample
 from srdd.errors import UserError
 from srdd.var.config import TokenizerConfig, TransformerConfig
-from srdd.var.masks import Mask, build_mask
+from srdd.var.mask_tensors import build_mask
+from srdd.var.masks import Mask
 from srdd.var.official.convert import Source, build_pipeline, tokenizer_source, transformer_source
 from srdd.var.official.names import map_transformer, to_var, to_vqvae
 

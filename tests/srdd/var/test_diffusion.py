@@ -32,7 +32,8 @@ from srdd.var.likelihood import (
     seen_map,
     snr_per_scale,
 )
-from srdd.var.masks import MASKS, Mask, build_mask
+from srdd.var.mask_tensors import build_mask
+from srdd.var.masks import MASKS, Mask
 from srdd.var.pipeline import save_tokenizer
 from srdd.var.scales import ScaleSchedule
 from srdd.var.transformer import ScaleTransformer

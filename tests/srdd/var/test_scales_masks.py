@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srdd.errors import UserError
-from srdd.var.masks import MASKS, Mask, build_mask, first_scale_seen, neighbourhood, views
+from srdd.var.mask_tensors import build_mask, neighbourhood
+from srdd.var.masks import MASKS, Mask, first_scale_seen, views
 from srdd.var.scales import ScaleSchedule
 
 VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
