@@ -47,8 +47,9 @@ from srdd.var.pipeline import load_tokenizer, save_tokenizer
 from srdd.var.tokenizer import Tokenizer
 from srdd_platform.core.files import write_json
 from srdd_platform.core.images import to_png
-from srdd_platform.data import ShardDataset, load_images, prepare
 from srdd_platform.data.codes import FORMAT, Extraction, encode_shard
+from srdd_platform.data.dataset import ShardDataset, load_images
+from srdd_platform.data.shards import prepare
 from srdd_platform.train.batches import batches
 from srdd_platform.train.job import Job, Kind, make_job
 from srdd_platform.train.options import Options, TransformerOptions

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import data_plane
 from benchmarks.data_plane import PARTS, Parts
-from srdd_platform.data import prepare
+from srdd_platform.data.shards import prepare
 
 
 def test_a_part_is_without_those_inside_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from srdd.var.config import SamplerConfig, TokenizerConfig, TransformerConfig
 from srdd.var.pipeline import Pipeline, save_pipeline
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
-from srdd_platform.data import prepare
+from srdd_platform.data.shards import prepare
 from srdd_platform.distill.run import Distillation, distill
 from srdd_platform.evaluation.evaluator import EvaluationConfig
 from srdd_platform.sweep.options import SweepArgs

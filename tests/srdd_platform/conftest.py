@@ -29,7 +29,8 @@ from srdd.var.pipeline import save_pipeline
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
 from srdd_platform.core.runs import read_metrics
-from srdd_platform.data import GlobalBatchSampler, load_arrays, prepare
+from srdd_platform.data.dataset import GlobalBatchSampler, load_arrays
+from srdd_platform.data.shards import prepare
 from srdd_platform.evaluation.extractors import Extractor, load_extractor
 
 TINY_MASKS: tuple[Mask, ...] = ("markov", "block_causal")

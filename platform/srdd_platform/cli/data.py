@@ -32,7 +32,8 @@ class DataPrepare:
 
     def run(self, console: Console) -> None:
         """Prepare, with a progress bar."""
-        from srdd_platform.data import RECIPES, prepare
+        from srdd_platform.data.recipes import RECIPES
+        from srdd_platform.data.shards import prepare
 
         if (self.source is None) == (self.recipe is None):
             raise UserError("give either --source or --recipe")

@@ -20,8 +20,10 @@ from srdd.load import is_pipeline
 from srdd.var.config import TokenizerConfig
 from srdd_platform.core.files import can_write, digest, read_json, sha256_file
 from srdd_platform.core.runs import CONFIG, tokenizer_dir
-from srdd_platform.data import Augmentation, Manifest, Store
+from srdd_platform.data.augment import Augmentation
 from srdd_platform.data.damage import Skipped
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.store import Store
 
 MAX_VIEWS = 1024
 

@@ -35,10 +35,10 @@ from srdd.var.pipeline import load_tokenizer
 from srdd_platform.core.files import atomic_path, can_write, read_json, write_json
 from srdd_platform.core.location import parse_location
 from srdd_platform.core.runs import tokenizer_dir
-from srdd_platform.data import ShardDataset, stacked
 from srdd_platform.data.ahead import read_ahead
 from srdd_platform.data.code_places import codes_dir, view_augmentation
 from srdd_platform.data.damage import Skipped
+from srdd_platform.data.dataset import ShardDataset, stacked
 from srdd_platform.data.options import ReadOptions, inspected
 from srdd_platform.data.sources import VIEW_DRAWS
 

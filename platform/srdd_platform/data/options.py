@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from srdd.errors import UserError
-from srdd_platform.data import Augmentation, Manifest, Store, open_store, usable
-from srdd_platform.data.damage import SHOWN, Skipped
+from srdd_platform.data.augment import Augmentation
+from srdd_platform.data.damage import SHOWN, Skipped, usable
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.store import Store, open_store
 
 CACHE_GB = 50.0
 

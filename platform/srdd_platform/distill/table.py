@@ -38,7 +38,7 @@ from srdd_platform.core.files import (
 )
 from srdd_platform.core.images import grid_png
 from srdd_platform.core.runs import model_dir
-from srdd_platform.data import load_images
+from srdd_platform.data.dataset import load_images
 from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator, weights_digest
 from srdd_platform.evaluation.generate import GRID_IMAGES, draw_timed
 from srdd_platform.evaluation.protocol import FIRST_KID_NOTE

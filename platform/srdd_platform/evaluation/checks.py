@@ -4,7 +4,7 @@ from pathlib import Path
 
 from srdd.errors import UserError
 from srdd.var.pipeline import Pipeline
-from srdd_platform.data import Manifest
+from srdd_platform.data.manifest import Manifest
 
 
 def check_data(

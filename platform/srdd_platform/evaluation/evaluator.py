@@ -21,7 +21,7 @@ from srdd.var.transformer import ScaleTransformer
 from srdd_platform.core.files import digest, sha256_file
 from srdd_platform.core.images import grid_png, to_uint8
 from srdd_platform.core.runs import model_dir
-from srdd_platform.data import load_arrays
+from srdd_platform.data.dataset import load_arrays
 from srdd_platform.evaluation.extractors import Extractor, load_extractor
 from srdd_platform.evaluation.generate import GRID_IMAGES, draw_timed
 from srdd_platform.evaluation.metrics import Reference, measure

@@ -10,9 +10,10 @@ from srdd.load import load_var
 from srdd.presets import Preset
 from srdd.var.masks import Mask
 from srdd_platform.core.cluster import Cluster
-from srdd_platform.data import Manifest, prepare
 from srdd_platform.data.code_places import codes_dir
 from srdd_platform.data.codes import encode
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.shards import prepare
 from srdd_platform.evaluation.checks import check_data
 from srdd_platform.evaluation.extractors import check_classes, load_extractor
 from srdd_platform.evaluation.protocol import MIN_IMAGES

@@ -17,7 +17,7 @@ from srdd.load import load_var
 from srdd.var.config import SamplerConfig
 from srdd_platform.core.files import digest
 from srdd_platform.core.runs import model_dir
-from srdd_platform.data import load_arrays
+from srdd_platform.data.dataset import load_arrays
 from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator, weights_digest
 from srdd_platform.evaluation.rows import read_rows, write_row
 

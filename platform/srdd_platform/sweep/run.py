@@ -24,7 +24,7 @@ from srdd_platform.core.cluster import Cluster, lazy_cluster
 from srdd_platform.core.files import sha256_file
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import check_place, model_dir, note, open_run
-from srdd_platform.data import Manifest
+from srdd_platform.data.manifest import Manifest
 from srdd_platform.evaluation.evaluator import EvaluationConfig, weights_digest
 from srdd_platform.evaluation.protocol import begun_under
 from srdd_platform.evaluation.rows import compile_table, frontier, read_rows

@@ -14,9 +14,10 @@ from torch import Tensor
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Batch, Reduce
 from srdd.validation import from_dict
-from srdd_platform.data import Augmentation, GlobalBatchSampler, stacked
 from srdd_platform.data.ahead import read_ahead
+from srdd_platform.data.augment import Augmentation
 from srdd_platform.data.codes import choose_views, load_views
+from srdd_platform.data.dataset import GlobalBatchSampler, stacked
 from srdd_platform.data.pixels import centre
 from srdd_platform.train.job import Job
 

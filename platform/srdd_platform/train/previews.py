@@ -22,7 +22,7 @@ from srdd.var.config import SamplerConfig, TransformerConfig
 from srdd.var.pipeline import Pipeline, load_tokenizer
 from srdd_platform.core.images import grid_png, to_uint8
 from srdd_platform.core.runs import tokenizer_dir
-from srdd_platform.data import stacked
+from srdd_platform.data.dataset import stacked
 from srdd_platform.train.export import class_names
 from srdd_platform.train.job import Job
 

@@ -17,8 +17,8 @@ from srdd.train.var.held_out import (
 )
 from srdd.train.var.tokenizer import TokenizerTask, to_float
 from srdd.train.var.transformer import TransformerTask
-from srdd_platform.data import load_images
 from srdd_platform.data.codes import load_codes, load_views
+from srdd_platform.data.dataset import load_images
 from srdd_platform.evaluation.extractors import load_extractor
 from srdd_platform.evaluation.metrics import Reference
 from srdd_platform.evaluation.protocol import MIN_IMAGES

@@ -36,7 +36,7 @@ from srdd_platform.core.files import write_json
 from srdd_platform.core.ray_environment import environment
 from srdd_platform.core.runs import failure
 from srdd_platform.core.storage import Storage, open_storage
-from srdd_platform.data import load_images
+from srdd_platform.data.dataset import load_images
 from srdd_platform.train.batches import batches
 from srdd_platform.train.checkpoints import last_step, read_checkpoint, write_checkpoint
 from srdd_platform.train.job import Job

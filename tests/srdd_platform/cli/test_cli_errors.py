@@ -278,7 +278,7 @@ def test_wrong_data_for_training(
     line = ["train", "tokenizer", "--out", "run", "--data"]
     assert "gone is not a directory" in refused(*line, "gone")
     assert "holds no manifest.json" in refused(*line, tiny_pipeline)
-    from srdd_platform.data import prepare
+    from srdd_platform.data.shards import prepare
 
     prepare(source="digits", resolution=8, out=tmp_path / "small", workers=1)
     found = refused(*line, "small")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from srdd_platform.cli import main as cli
-from srdd_platform.data import Manifest
+from srdd_platform.data.manifest import Manifest
 
 
 @pytest.fixture

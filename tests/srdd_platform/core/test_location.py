@@ -18,7 +18,7 @@ from srdd_platform.cli.command_line import option_of, parse_command
 from srdd_platform.cli.main import Command
 from srdd_platform.core.location import parse_location, parse_path
 from srdd_platform.core.storage import open_storage
-from srdd_platform.data import Manifest
+from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.remote import fetch
 from srdd_platform.train.checkpoints import last_step
 from srdd_platform.train.job import make_job

@@ -11,9 +11,9 @@ from srdd.presets import digits
 from srdd.var.pipeline import load_tokenizer, save_tokenizer
 from srdd_platform.core.files import can_write, write_json
 from srdd_platform.core.runs import open_run, refuse_foreign
-from srdd_platform.data import open_store
 from srdd_platform.data.code_places import codes_dir
 from srdd_platform.data.codes import encode
+from srdd_platform.data.store import open_store
 from srdd_platform.train.job import make_job
 from srdd_platform.train.options import TransformerOptions
 

@@ -10,14 +10,7 @@ from srdd.errors import UserError
 from srdd.train.var.tokenizer import to_float
 from srdd.var.pipeline import load_tokenizer, save_tokenizer
 from srdd_platform.core.files import write_json
-from srdd_platform.data import (
-    Augmentation,
-    Manifest,
-    ShardDataset,
-    load_images,
-    open_store,
-    prepare,
-)
+from srdd_platform.data.augment import Augmentation
 from srdd_platform.data.code_places import codes_dir
 from srdd_platform.data.codes import (
     FORMAT,
@@ -28,6 +21,10 @@ from srdd_platform.data.codes import (
     load_codes,
     load_views,
 )
+from srdd_platform.data.dataset import ShardDataset, load_images
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.shards import prepare
+from srdd_platform.data.store import open_store
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,11 @@ import torch
 from PIL import Image
 
 from srdd.errors import UserError
-from srdd_platform.data import (
-    Augmentation,
-    Manifest,
-    Sample,
-    ShardDataset,
-    load_arrays,
-    prepare,
-)
+from srdd_platform.data.augment import Augmentation
+from srdd_platform.data.dataset import Sample, ShardDataset, load_arrays
+from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.pixels import centre, fit
+from srdd_platform.data.shards import prepare
 
 SIDE = 8
 

@@ -24,10 +24,13 @@ from srdd.train.loop import Alone, Batch
 from srdd.validation import to_dict
 from srdd_platform.core.file_errors import StoreError, explain
 from srdd_platform.core.storage import answered
-from srdd_platform.data import Manifest, ShardDataset, cache, load_images, open_store, prepare
+from srdd_platform.data import cache
 from srdd_platform.data.cache import CachedStore, make_room
+from srdd_platform.data.dataset import ShardDataset, load_images
+from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.options import inspected
-from srdd_platform.data.store import LocalStore
+from srdd_platform.data.shards import prepare
+from srdd_platform.data.store import LocalStore, open_store
 from srdd_platform.train.batches import batches
 from srdd_platform.train.job import Job
 

@@ -14,14 +14,14 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from srdd.errors import UserError
-from srdd_platform.data import (
+from srdd_platform.data.dataset import (
     GlobalBatchSampler,
     ShardDataset,
     global_indices,
     load_arrays,
-    prepare,
     steps_per_epoch,
 )
+from srdd_platform.data.shards import prepare
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import PIL
 import pytest
 from PIL import Image
 
-from srdd_platform.data import Manifest, prepare
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.shards import prepare
 
 RECORDED_WITH = "13.0.0"  # Pillow: another may encode the same pixels in other bytes
 

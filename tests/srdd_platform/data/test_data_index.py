@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from srdd.errors import UserError
-from srdd_platform.data import Manifest, ShardDataset, prepare
+from srdd_platform.data.dataset import ShardDataset
 from srdd_platform.data.index import BadShardError, build_index, read_index, salvage_index
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.shards import prepare
 
 SHARD = "train-000001.tar"
 KEYS = [f"train-{i:08d}" for i in range(500, 1000)]

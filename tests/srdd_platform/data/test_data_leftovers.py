@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from srdd.errors import UserError
-from srdd_platform.data import RECIPES, Manifest, prepare
 from srdd_platform.data.leftovers import left_aside
-from srdd_platform.data.recipes import open_recipe
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.recipes import RECIPES, open_recipe
+from srdd_platform.data.shards import prepare
 from srdd_platform.data.sources import folder
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from srdd.errors import UserError
-from srdd_platform.data import Manifest, prepare
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.shards import prepare
 
 
 @pytest.mark.parametrize(

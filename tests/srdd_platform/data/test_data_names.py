@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from srdd.errors import UserError
-from srdd_platform.data import RECIPES, prepare
 from srdd_platform.data.cifar import cifar10
-from srdd_platform.data.recipes import open_recipe
+from srdd_platform.data.recipes import RECIPES, open_recipe
+from srdd_platform.data.shards import prepare
 from srdd_platform.data.sources import Source, folder
 
 WNIDS = ("n01440764", "n02085620")

@@ -16,8 +16,9 @@ from srdd.presets import digits
 from srdd_platform.cli import main as cli
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import read_metrics
-from srdd_platform.data import Manifest, ShardDataset
 from srdd_platform.data.codes import load_views
+from srdd_platform.data.dataset import ShardDataset
+from srdd_platform.data.manifest import Manifest
 from srdd_platform.train.job import Job, make_job
 from srdd_platform.train.launcher import train
 from srdd_platform.train.options import Options

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from srdd.errors import UserError
-from srdd_platform.data import RECIPES, Manifest, Recipe, load_arrays, prepare
-from srdd_platform.data.recipes import Counts, a_subset, open_recipe
+from srdd_platform.data.dataset import load_arrays
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.recipes import RECIPES, Counts, Recipe, a_subset, open_recipe
+from srdd_platform.data.shards import prepare
 from srdd_platform.data.sources import Source
 
 WNIDS = ("n01440764", "n02085620", "n03887697")

@@ -10,8 +10,11 @@ import pytest
 from pyarrow import fs
 
 from srdd.errors import UserError
-from srdd_platform.data import Manifest, ShardDataset, prepare, remote
+from srdd_platform.data import remote
+from srdd_platform.data.dataset import ShardDataset
+from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.remote import fetch
+from srdd_platform.data.shards import prepare
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from srdd.errors import UserError
-from srdd_platform.data import Manifest, prepare
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.shards import prepare
 
 
 @pytest.fixture
@@ -249,7 +250,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from srdd.errors import UserError
-from srdd_platform.data import prepare
+from srdd_platform.data.shards import prepare
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:

@@ -22,8 +22,9 @@ from srdd.var.scales import ScaleSchedule
 from srdd_platform.core.files import read_json
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import read_metrics
-from srdd_platform.data import open_store, prepare
 from srdd_platform.data.code_places import codes_dir
+from srdd_platform.data.shards import prepare
+from srdd_platform.data.store import open_store
 from srdd_platform.distill import run as distillation
 from srdd_platform.distill.run import (
     Distillation,

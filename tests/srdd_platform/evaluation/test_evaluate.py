@@ -16,7 +16,8 @@ from srdd.errors import UserError
 from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.var.pipeline import save_pipeline
 from srdd_platform.core.images import grid, to_png, to_uint8
-from srdd_platform.data import load_arrays, prepare
+from srdd_platform.data.dataset import load_arrays
+from srdd_platform.data.shards import prepare
 from srdd_platform.evaluation.evaluator import (
     EvaluationConfig,
     Evaluator,

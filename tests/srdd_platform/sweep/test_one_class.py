@@ -20,7 +20,8 @@ from srdd.presets import digits
 from srdd.var.pipeline import Pipeline, save_pipeline
 from srdd.var.transformer import ScaleTransformer
 from srdd_platform.cli import main as cli
-from srdd_platform.data import Manifest, prepare
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.shards import prepare
 from srdd_platform.distill.run import Distillation, distill
 from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator
 from srdd_platform.evaluation.extractors import load_extractor

@@ -18,9 +18,11 @@ from srdd.train.config import OptimConfig
 from srdd.train.loop import Alone, Batch
 from srdd.validation import to_dict
 from srdd_platform.core.files import write_json
-from srdd_platform.data import Augmentation, ShardDataset, global_indices, prepare
 from srdd_platform.data.ahead import read_ahead
+from srdd_platform.data.augment import Augmentation
 from srdd_platform.data.codes import FORMAT, choose_views
+from srdd_platform.data.dataset import ShardDataset, global_indices
+from srdd_platform.data.shards import prepare
 from srdd_platform.train.batches import batches
 from srdd_platform.train.job import Job, Kind, make_job
 from srdd_platform.train.options import Options, TransformerOptions

@@ -19,7 +19,7 @@ from srdd.train.var.tokenizer import TokenizerTask
 from srdd.train.var.transformer import TransformerTask
 from srdd.var.pipeline import load_tokenizer
 from srdd_platform.core.images import grid, to_png, to_uint8
-from srdd_platform.data import ShardDataset, load_arrays
+from srdd_platform.data.dataset import ShardDataset, load_arrays
 from srdd_platform.train.job import Job
 from srdd_platform.train.previews import draw, grid_labels, grid_path, grid_steps, painter
 

@@ -20,10 +20,11 @@ from srdd.var.official.published import VAR_256
 from srdd.var.pipeline import load_tokenizer
 from srdd.var.transformer import ScaleTransformer
 from srdd_platform.cli.convert_options import Convert
-from srdd_platform.data import Manifest, prepare
 from srdd_platform.data.code_places import codes_dir
 from srdd_platform.data.codes import Extraction, encode_shard
+from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.recipes import RECIPES
+from srdd_platform.data.shards import prepare
 from srdd_platform.train.job import make_job
 from srdd_platform.train.options import TransformerOptions
 from srdd_platform.train.tasks import build_task

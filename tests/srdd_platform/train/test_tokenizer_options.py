@@ -18,7 +18,7 @@ from srdd.var.config import TokenizerConfig
 from srdd_platform.core.files import sha256_file
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import read_metrics
-from srdd_platform.data import load_arrays
+from srdd_platform.data.dataset import load_arrays
 from srdd_platform.evaluation.extractors import load_extractor
 from srdd_platform.evaluation.metrics import Reference, measure
 from srdd_platform.train.job import Job, make_job

@@ -27,8 +27,8 @@ from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd_platform.core.ray_session import Session, session
 from srdd_platform.core.runs import read_metrics
 from srdd_platform.core.storage import open_storage
-from srdd_platform.data import prepare
 from srdd_platform.data.codes import encode, load_codes
+from srdd_platform.data.shards import prepare
 from srdd_platform.train.job import make_job
 from srdd_platform.train.launcher import train
 from srdd_platform.train.options import Options
