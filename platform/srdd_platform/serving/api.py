@@ -25,10 +25,10 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 from torch import Tensor
 
+from srdd.class_names import find
 from srdd.errors import UserError
+from srdd.generator import Card
 from srdd.rng import image_seeds
-from srdd.var.checks import visited
-from srdd.var.pipeline import Pipeline
 from srdd_platform.core.images import to_png
 from srdd_platform.serving.engine import Engine
 from srdd_platform.serving.errors import (
@@ -105,45 +105,45 @@ def _field_error(kind: str, message: str) -> RequestValidationError:
     return RequestValidationError([{"type": kind, "loc": ("body", "class"), "msg": message}])
 
 
-class Service:
-    """A pipeline and its engine, as the API's routes use them."""
+def _label(card: Card, given: int | str | None) -> int:
+    """The index of the class that a request means; 2 and "2" mean the same.
 
-    def __init__(self, pipeline: Pipeline, engine: Engine, record: Record | None = None) -> None:
-        self.pipeline = pipeline
+    Raises:
+        RequestValidationError: there is no such class, or none was given.
+    """
+    if given is None:
+        if card.unconditional:
+            return 0
+        raise _field_error("missing", "Field required")
+    try:
+        return find(card.class_names, str(given))
+    except UserError as error:
+        raise _field_error("unknown_class", str(error)) from None
+
+
+class Service:
+    """An engine, as the API's routes use it."""
+
+    def __init__(self, engine: Engine, record: Record | None = None) -> None:
         self.engine = engine
         self._record = record
         self._outcomes: Counter[str] = Counter()
 
     def settings(self) -> dict[str, Any]:
         """What decides the images beside class and seed."""
-        model, sampler = self.pipeline.transformer, self.pipeline.sampler
+        generator = self.engine.generator
+        card, active = generator.card, generator.sampler.active()
         return {
-            **sampler.active(),
-            "patch_nums": list(visited(model, sampler).patch_nums),
-            "mask": model.config.mask,
-            "resolution": self.pipeline.tokenizer.config.resolution,
-            "dtype": str(model.pos_embed.dtype).removeprefix("torch."),
+            **{k: card.defaults.get(k) if value is None else value for k, value in active.items()},
+            **card.tags,
+            "resolution": card.resolution,
+            "dtype": str(generator.dtype).removeprefix("torch."),
         }
-
-    def label(self, given: int | str | None) -> int:
-        """The index of the class that a request means; 2 and "2" mean the same.
-
-        Raises:
-            RequestValidationError: there is no such class, or none was given.
-        """
-        if given is None:
-            if self.pipeline.transformer.config.unconditional:
-                return 0
-            raise _field_error("missing", "Field required")
-        try:
-            return self.pipeline.label(str(given))
-        except UserError as error:
-            raise _field_error("unknown_class", str(error)) from None
 
     async def generate(self, body: GenerationRequest) -> GenerationResponse:
         """Draw, encode, answer; the outcome is recorded, whatever it is."""
-        asked = time.monotonic()
-        label = self.label(body.class_)
+        asked, card = time.monotonic(), self.engine.generator.card
+        label = _label(card, body.class_)
         first = secrets.randbelow(SEEDS) if body.seed is None else body.seed
         try:
             seeds = (await asyncio.to_thread(image_seeds, first, 0, body.n)).tolist()
@@ -158,7 +158,7 @@ class Service:
         except asyncio.CancelledError:
             self._count("cancelled", body.n, {})
             raise
-        now, name = time.monotonic(), self.pipeline.class_names[label]
+        now, name = time.monotonic(), card.class_names[label]
         seconds = {
             "queue_s": round(drawn.queue_s, 6),
             "sample_s": round(drawn.sample_s, 6),
@@ -178,14 +178,14 @@ class Service:
 
     def models(self) -> dict[str, Any]:
         """The one model served."""
-        model = self.pipeline.transformer.config
-        card = {
-            "classes": list(self.pipeline.class_names),
-            "unconditional": model.unconditional,
+        card = self.engine.generator.card
+        served = {
+            "classes": list(card.class_names),
+            "unconditional": card.unconditional,
             "settings": self.settings(),
             "limits": {"n": MAX_N, "images": self.engine.max_images, "body_bytes": MAX_BODY},
         }
-        return {"data": [card]}
+        return {"data": [served]}
 
     def health(self) -> dict[str, Any]:
         """Images inside and requests so far, by outcome.

@@ -19,7 +19,8 @@ from ray import serve
 
 from srdd.devices import find_device
 from srdd.errors import UserError
-from srdd.load import load_var
+from srdd.generator import Generator
+from srdd.load import load_pipeline
 from srdd_platform.core.ray_session import session
 from srdd_platform.core.runs import model_dir
 from srdd_platform.serving.api import MAX_N
@@ -50,6 +51,7 @@ def run(
     max_batch: int = 32,
     device: str = "cpu",
     dtype: str = "float32",
+    load: Callable[[str], Generator[Any]] = load_pipeline,
     ready: Callable[[str], None] | None = None,
     stopping: Callable[[], None] | None = None,
 ) -> None:
@@ -66,7 +68,8 @@ def run(
         replicas: copies of the model, each in a process (and on a GPU) of its own.
         max_batch: images that a replica advances together.
         device: ``cpu`` or ``cuda``.
-        dtype: of the transformer's weights: float32, bfloat16 or float16.
+        dtype: of the model's weights: float32, bfloat16 or float16.
+        load: makes the generator of ``pipeline_dir``, here and in each replica.
         ready: called with the URL once ``/healthz`` answers 200.
         stopping: called after the signal, before the wait for the requests in progress.
 
@@ -77,6 +80,7 @@ def run(
     local = pipeline_dir.exists()  # else it may be a Hugging Face id
     options = ReplicaOptions(
         pipeline=str(model_dir(pipeline_dir).resolve() if local else pipeline_dir),
+        load=load,
         max_batch=max_batch,
         max_images=max(MAX_N, BATCHES_QUEUED * max_batch),
         device=device,
@@ -85,7 +89,7 @@ def run(
     _check(options, replicas)
     if address is None:
         find_device(device)
-    load_var(options.pipeline)  # refuse a damaged one here, in one line
+    load(options.pipeline)  # refuse a damaged one here, in one line
     port = _free_port(host, port)
     with ExitStack() as quiet, session(address) as cluster:
         gpus = 0 if device == "cpu" else replicas

@@ -1,14 +1,17 @@
 """The API as a Ray Serve deployment: replicas, metrics, and how they are started."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
-from srdd.load import load_var
+from srdd.generator import Generator
+from srdd.load import load_pipeline
 from srdd_platform.serving import proxy
 from srdd_platform.serving.api import MAX_N, Outcome, Service, create_app
 from srdd_platform.serving.engine import Engine
@@ -24,6 +27,7 @@ class ReplicaOptions:
     """What a replica draws with."""
 
     pipeline: str  # a directory that every node sees
+    load: Callable[[str], Generator[Any]] = load_pipeline
     max_batch: int = 32
     max_images: int = 256  # inside the replica; beyond it a request is answered 503
     device: str = "cpu"
@@ -43,14 +47,13 @@ def _build_app() -> FastAPI:
     health_check_period_s=5,
 )
 @serve.ingress(_build_app)
-class Generator:
-    """A replica: a pipeline, warm, behind the API."""
+class Replica:
+    """A generator, warm, behind the API."""
 
     def __init__(self, options: ReplicaOptions) -> None:
         torch.set_num_threads(options.threads)
-        pipeline = load_var(options.pipeline).to(options.device, DTYPES[options.dtype])
         engine = Engine(
-            pipeline,
+            options.load(options.pipeline).to(options.device, DTYPES[options.dtype]),
             max_batch=options.max_batch,
             max_images=options.max_images,
             pad=options.device != "cpu",
@@ -71,7 +74,7 @@ class Generator:
             boundaries=SECONDS,
             tag_keys=("phase",),
         )
-        self.service = Service(pipeline, engine, self._record)
+        self.service = Service(engine, self._record)
 
     def _record(self, outcome: Outcome, images: int, seconds: dict[str, float]) -> None:
         for name, value in seconds.items():
@@ -96,7 +99,7 @@ def deploy(
 ) -> None:
     """Deploy a pipeline on the Serve that runs, and wait until it is warm."""
     gpus = 0 if options.device == "cpu" else 1
-    deployment = Generator.options(  # type: ignore[attr-defined]
+    deployment = Replica.options(  # type: ignore[attr-defined]
         num_replicas=replicas,
         # The engine itself refuses what is too much; Serve's own limit must lie beyond it.
         max_ongoing_requests=options.max_images + MAX_N,

@@ -1,28 +1,26 @@
-"""A step loop that requests join and leave between two scales.
+"""A step loop that requests join and leave between two steps of a generator.
 
-Every turn advances, by one scale, the pieces of requests that stand at the least advanced scale:
-a newcomer catches up with those already under way and then shares their batches. At most
-``max_batch`` images are under way at once, so what stands still waits for newcomers that fit
-beside it and no others. An image depends on its class, its seed and the settings alone, whatever
-it shares a batch with.
+Every turn advances, by one step, the pieces of requests that are least advanced: a newcomer
+catches up with those already under way and then shares their batches. At most ``max_batch``
+images are under way at once, so what stands still waits for newcomers that fit beside it and no
+others. An image depends on its class, its seed and the settings alone, whatever it shares a batch
+with.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.generator import sample
+from srdd.generator import Generator, sample
 from srdd.rng import image_seeds
-from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import Pipeline
-from srdd.var.state import SampleState
 from srdd_platform.core.images import to_uint8
 from srdd_platform.serving.errors import (
     QueueFullError,
@@ -31,9 +29,11 @@ from srdd_platform.serving.errors import (
     retry_after,
 )
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class Generated:
     """The images of one request, and how it went."""
 
     images: Tensor  # uint8 [n, 3, R, R], on the CPU
@@ -46,14 +46,14 @@ class Drawn:
 class Load:
     """Images inside the engine."""
 
-    active: int  # between two scales
+    active: int  # between two steps
     waiting: int
 
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    config: SamplerConfig
-    done: asyncio.Future[Drawn]  # a caller that leaves cancels it
+    settings: Any  # those of the generator's family
+    done: asyncio.Future[Generated]  # a caller that leaves cancels it
     asked: float
     images: list[Tensor | None]  # of each piece
     started: float | None = None
@@ -68,14 +68,10 @@ class _Piece:
     place: int  # among the request's pieces
     labels: list[int]
     seeds: list[int]
-    state: SampleState | None = None
+    state: Any = None  # a State of the generator, once it has begun
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def scale(self) -> int:
-        return self.state.step if self.state is not None else 0
 
     @property
     def gone(self) -> bool:
@@ -86,7 +82,7 @@ class Engine:
     """Draws the images of concurrent requests in shared batches, in one worker thread.
 
     Args:
-        pipeline: on its device, in its dtype.
+        generator: on its device, in its dtype.
         max_batch: images advanced together, and under way at once.
         max_images: images inside, under way or waiting, beyond which a request is refused; an
             empty engine takes a request of any size.
@@ -95,12 +91,17 @@ class Engine:
     """
 
     def __init__(
-        self, pipeline: Pipeline, *, max_batch: int = 32, max_images: int = 256, pad: bool = False
+        self,
+        generator: Generator[Any],
+        *,
+        max_batch: int = 32,
+        max_images: int = 256,
+        pad: bool = False,
     ) -> None:
         for name, value in (("max_batch", max_batch), ("max_images", max_images)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
-        self.pipeline = pipeline
+        self.generator = generator
         self.max_batch = max_batch
         self.max_images = max_images
         self.pad = pad
@@ -118,7 +119,7 @@ class Engine:
         for batch in (1, self.max_batch):
             started = time.monotonic()
             labels = torch.zeros(batch, dtype=torch.int64)
-            to_uint8(sample(self.pipeline, labels, None, image_seeds(0, 0, batch)).images)
+            to_uint8(sample(self.generator, labels, None, image_seeds(0, 0, batch)).images)
             self._busy_s, self._finished = time.monotonic() - started, batch
         self.warm = True
 
@@ -139,9 +140,14 @@ class Engine:
             raise StoppedError("the step loop has ended") from error
 
     async def generate(
-        self, labels: Sequence[int], seeds: Sequence[int], config: SamplerConfig | None = None
-    ) -> Drawn:
-        """Draw an image for each label; cancelling the call ends it at the next scale.
+        self, labels: Sequence[int], seeds: Sequence[int], settings: Any = None
+    ) -> Generated:
+        """Draw an image for each label; cancelling the call ends it at the next step.
+
+        Args:
+            labels: a class an image.
+            seeds: a seed an image.
+            settings: of the generator's family; None takes its own.
 
         Raises:
             UserError: labels, seeds or settings do not fit the model.
@@ -149,8 +155,8 @@ class Engine:
             SamplingError: the batch that it was in failed.
             StoppedError: the loop has ended.
         """
-        config = config or self.pipeline.sampler
-        self._validate(labels, seeds, config)
+        if not labels or len(labels) != len(seeds):
+            raise UserError(f"give one seed an image: {len(labels)} labels, {len(seeds)} seeds")
         self.check()
         inside = self.load.active + self.load.waiting
         if inside and inside + len(labels) > self.max_images:
@@ -159,8 +165,9 @@ class Engine:
         if self._task is None:
             self._task = loop.create_task(self._run(), name="sampler loop")
             self._task.add_done_callback(lambda _: self._fail_all())
+        settings = self.generator.sampler if settings is None else settings
         starts = range(0, len(labels), self.max_batch)
-        request = _Request(config, loop.create_future(), time.monotonic(), [None] * len(starts))
+        request = _Request(settings, loop.create_future(), time.monotonic(), [None] * len(starts))
         for place, start in enumerate(starts):
             rows = slice(start, start + self.max_batch)
             self._waiting.append(_Piece(request, place, list(labels[rows]), list(seeds[rows])))
@@ -174,15 +181,6 @@ class Engine:
             await asyncio.gather(self._task, return_exceptions=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _validate(self, labels: Sequence[int], seeds: Sequence[int], config: SamplerConfig) -> None:
-        """Refuse here what would otherwise fail a whole batch."""
-        model = self.pipeline.transformer
-        self.pipeline.check_settings(config)
-        if not labels or len(labels) != len(seeds):
-            raise UserError(f"give one seed an image: {len(labels)} labels, {len(seeds)} seeds")
-        if not all(0 <= label < model.config.num_classes for label in labels):
-            raise UserError(f"classes must lie in [0, {model.config.num_classes})")
-
     def _retry_after(self, inside: int, asked: int) -> int:
         """Seconds until there is room for so many images, or until all inside have left."""
         pace = self._busy_s / self._finished if self._finished else 1.0
@@ -190,36 +188,50 @@ class Engine:
         return retry_after(room * pace, inside * pace)
 
     async def _run(self) -> None:
-        """Turn after turn; a failure in one is its requests' alone."""
-        loop = asyncio.get_running_loop()
+        """Begin a newcomer or advance a batch, over and over, while there is work."""
         while True:
             self._admit()
             if not self._active:
                 self._work.clear()
                 await self._work.wait()
-                continue
-            batch = self._next_batch()
-            started = time.monotonic()
-            for piece in batch:
-                request = piece.request
-                request.started = started if request.started is None else request.started
-                size = sum(len(each) for each in batch)
-                request.batch_images = max(request.batch_images, size)
-            try:
-                images = await loop.run_in_executor(self._thread, self._turn, batch)
-            except Exception as error:
-                reason = (str(error).splitlines() or [""])[0]
-                alone = all(piece.request is batch[0].request for piece in batch)
-                for piece in batch:
-                    if not piece.gone:
-                        failure = SamplingError(f"{type(error).__name__}: {reason}", repeats=alone)
-                        failure.__cause__ = error
-                        piece.request.done.set_exception(failure)
-                continue
-            finally:
-                self._busy_s += time.monotonic() - started
-            for piece, drawn in zip(batch, images, strict=False):
-                self._collect(piece, drawn)
+            elif new := next((piece for piece in self._active if piece.state is None), None):
+                await self._begin(new)
+            else:
+                await self._advance(self._next_batch())
+
+    async def _begin(self, piece: _Piece) -> None:
+        """Begin a piece; where it does not fit the model, its request alone fails."""
+        request = piece.request
+        request.started = time.monotonic() if request.started is None else request.started
+        begun = (piece.labels, request.settings, piece.seeds)
+        try:
+            piece.state = await self._in_thread(self.generator.begin, *begun)
+        except UserError as error:
+            if not piece.gone:
+                request.done.set_exception(error)
+        except Exception as error:
+            self._fail([piece], error)
+
+    async def _advance(self, batch: list[_Piece]) -> None:
+        """Advance a batch; where that fails, its requests alone fail."""
+        size = sum(len(piece) for piece in batch)
+        for piece in batch:
+            piece.request.batch_images = max(piece.request.batch_images, size)
+        try:
+            images = await self._in_thread(self._turn, batch)
+        except Exception as error:
+            self._fail(batch, error)
+            return
+        for piece, finished in zip(batch, images, strict=False):
+            self._collect(piece, finished)
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Work of the worker thread, whose time counts in the pace."""
+        started = time.monotonic()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        finally:
+            self._busy_s += time.monotonic() - started
 
     def _admit(self) -> None:
         """Let pieces of requests that were left go, and those that wait in, first come first."""
@@ -231,34 +243,26 @@ class Engine:
             self._active.append(self._waiting.popleft())
 
     def _next_batch(self) -> list[_Piece]:
-        """All pieces at the least advanced scale that share their settings."""
-        first = min(self._active, key=lambda piece: piece.scale)
-        return [
-            piece
-            for piece in self._active
-            if piece.scale == first.scale and piece.request.config == first.request.config
-        ]
+        """All pieces at the least advanced step that share their settings."""
+        step = min(piece.state.step for piece in self._active)
+        least = [piece for piece in self._active if piece.state.step == step]
+        settings = least[0].request.settings
+        return [piece for piece in least if piece.request.settings == settings]
 
     def _turn(self, batch: list[_Piece]) -> list[Tensor]:
-        """Advance a batch by one scale (in the worker thread).
+        """Advance a batch by one step (in the worker thread).
 
         Returns:
-            The images of each piece if that was the last scale, else nothing.
+            The images of each piece if that was the last step, else nothing.
         """
-        config, sizes = batch[0].request.config, [len(piece) for piece in batch]
-        states = [
-            self.pipeline.begin(piece.labels, config, piece.seeds)
-            if piece.state is None
-            else piece.state
-            for piece in batch
-        ]
+        states, sizes = [piece.state for piece in batch], [len(piece) for piece in batch]
         if self.pad and sum(sizes) < self.max_batch:
             filler = states[0].select(torch.tensor([0]))
             sizes.append(self.max_batch - sum(sizes))
             states += [filler] * sizes[-1]
-        state = self.pipeline.advance(SampleState.join(states))
+        state = self.generator.advance(type(states[0]).join(states))
         if state.step == state.num_steps:
-            images = to_uint8(self.pipeline.decode(state)).cpu()
+            images = to_uint8(self.generator.decode(state)).cpu()
             return list(images.split(sizes))
         for piece, rows in zip(batch, torch.arange(len(state)).split(sizes), strict=False):
             piece.state = state.select(rows)
@@ -275,8 +279,18 @@ class Engine:
             assert request.started is not None
             now = time.monotonic()
             queue_s, sample_s = request.started - request.asked, now - request.started
-            drawn = Drawn(torch.cat(parts), queue_s, sample_s, request.batch_images)
-            request.done.set_result(drawn)
+            images = torch.cat(parts)
+            request.done.set_result(Generated(images, queue_s, sample_s, request.batch_images))
+
+    def _fail(self, batch: list[_Piece], error: Exception) -> None:
+        """Tell the requests of a batch why it failed."""
+        reason = (str(error).splitlines() or [""])[0]
+        alone = all(piece.request is batch[0].request for piece in batch)
+        for piece in batch:
+            if not piece.gone:
+                failure = SamplingError(f"{type(error).__name__}: {reason}", repeats=alone)
+                failure.__cause__ = error
+                piece.request.done.set_exception(failure)
 
     def _fail_all(self) -> None:
         """Tell everyone inside that the loop has ended, so that nobody waits for ever."""

@@ -38,7 +38,7 @@ def use(pipeline: Pipeline, talk: Use, *, warm: bool = True, record: Any = None)
     async def main() -> Any:
         engine = Engine(pipeline, max_batch=8, max_images=64)
         engine.warm = warm
-        service = Service(pipeline, engine, record)
+        service = Service(engine, record)
         transport = httpx.ASGITransport(create_app(lambda: service))
         async with httpx.AsyncClient(transport=transport, base_url="http://srdd") as client:
             try:

@@ -15,7 +15,7 @@ from srdd.errors import UserError
 from srdd.var.masks import Mask
 from srdd.var.state import SampleState
 from srdd_platform.core.images import to_png, to_uint8
-from srdd_platform.serving.engine import Drawn, Engine, Load
+from srdd_platform.serving.engine import Engine, Generated, Load
 from srdd_platform.serving.errors import (
     MAX_RETRY_S,
     QueueFullError,
@@ -64,7 +64,7 @@ def pipeline(tiny_pipeline: Path) -> Pipeline:
     return load_pipeline(tiny_pipeline)
 
 
-def ask(engine: Engine, label: int, n: int, seed: int, **more: Any) -> asyncio.Task[Drawn]:
+def ask(engine: Engine, label: int, n: int, seed: int, **more: Any) -> asyncio.Task[Generated]:
     seeds = [image_seed(seed, i) for i in range(n)]
     return asyncio.ensure_future(engine.generate([label] * n, seeds, **more))
 
@@ -94,7 +94,7 @@ def test_company_does_not_change_an_image(
         (3, 4, 9),
     ]
 
-    async def drawn(together: bool) -> list[Drawn]:
+    async def drawn(together: bool) -> list[Generated]:
         engine = Engine(pipeline, max_batch=32, pad=pad)
         if together:
             results = await asyncio.gather(*(ask(engine, *request) for request in requests))
@@ -114,7 +114,7 @@ def test_company_does_not_change_an_image(
 
 
 def test_a_newcomer_catches_up_and_then_shares(pipeline: Pipeline, turns: Turns) -> None:
-    async def main() -> list[Drawn]:
+    async def main() -> list[Generated]:
         engine = Engine(pipeline)
         turns.hold = lambda state: state.step == 1
         first = ask(engine, 1, 2, 0)
@@ -132,7 +132,7 @@ def test_a_newcomer_catches_up_and_then_shares(pipeline: Pipeline, turns: Turns)
 
 
 def test_a_large_request_is_cut(pipeline: Pipeline, turns: Turns) -> None:
-    async def main() -> Drawn:
+    async def main() -> Generated:
         return await ask(Engine(pipeline, max_batch=3), 4, 7, 5)
 
     drawn = asyncio.run(main())
@@ -164,9 +164,9 @@ def test_who_came_first_is_not_overtaken(pipeline: Pipeline, turns: Turns) -> No
 def test_settings_are_not_mixed_in_a_batch(pipeline: Pipeline, turns: Turns) -> None:
     pruned = SamplerConfig(patch_nums=(1, 2, 4))
 
-    async def main() -> list[Drawn]:
+    async def main() -> list[Generated]:
         engine = Engine(pipeline)
-        both = (ask(engine, 1, 2, 0), ask(engine, 1, 3, 0, config=pruned))
+        both = (ask(engine, 1, 2, 0), ask(engine, 1, 3, 0, settings=pruned))
         return await asyncio.gather(*both)
 
     plain, fewer = asyncio.run(main())
@@ -177,7 +177,7 @@ def test_settings_are_not_mixed_in_a_batch(pipeline: Pipeline, turns: Turns) -> 
 
 
 def test_a_cancelled_request_leaves_at_the_next_scale(pipeline: Pipeline, turns: Turns) -> None:
-    async def main() -> Drawn:
+    async def main() -> Generated:
         engine = Engine(pipeline, max_batch=2, max_images=4)
         turns.hold = lambda state: state.step == 1
         gone = ask(engine, 1, 4, 0)  # two pieces, of which one waits
@@ -200,7 +200,7 @@ def test_a_cancelled_request_leaves_at_the_next_scale(pipeline: Pipeline, turns:
 def test_a_failure_is_its_batch_s_alone(pipeline: Pipeline) -> None:
     pipeline.transformer.class_emb.weight[3] = float("nan")
 
-    async def main() -> tuple[BaseException | Drawn, Drawn]:
+    async def main() -> tuple[BaseException | Generated, Generated]:
         engine = Engine(pipeline)
         (failed,) = await asyncio.gather(ask(engine, 3, 2, 0), return_exceptions=True)
         engine.check()
@@ -210,6 +210,18 @@ def test_a_failure_is_its_batch_s_alone(pipeline: Pipeline) -> None:
     assert isinstance(failed, SamplingError)
     assert str(failed) == "FloatingPointError: non-finite logits at scale 1x1"
     assert torch.equal(drawn.images, expected(pipeline, 2, 1, 0))
+
+
+def test_settings_that_do_not_fit_fail_their_own_request_alone(pipeline: Pipeline) -> None:
+    async def main() -> list[Any]:
+        engine = Engine(pipeline)
+        both = (ask(engine, 1, 2, 0, settings=SamplerConfig(top_k=33)), ask(engine, 1, 3, 0))
+        return await asyncio.gather(*both, return_exceptions=True)
+
+    refused, drawn = asyncio.run(main())
+    assert isinstance(refused, UserError)
+    assert drawn.batch_images == 3
+    assert torch.equal(drawn.images, expected(pipeline, 1, 3, 0))
 
 
 def test_a_full_engine_refuses(pipeline: Pipeline, turns: Turns) -> None:
@@ -227,7 +239,7 @@ def test_a_full_engine_refuses(pipeline: Pipeline, turns: Turns) -> None:
         await asyncio.sleep(0)
         turns.go.set()
         *good, late = await asyncio.gather(*full, return_exceptions=True)
-        assert [type(each) for each in good] == [Drawn, Drawn]
+        assert [type(each) for each in good] == [Generated, Generated]
         assert isinstance(late, QueueFullError)
 
     asyncio.run(main())
@@ -284,7 +296,7 @@ def test_warming_up_draws_one_and_a_whole_batch(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("labels", "seeds", "config", "message"),
     [
-        ([10], [0], None, r"classes must lie in \[0, 10\)"),
+        ([11], [0], None, r"classes must lie in \[0, 10\)"),
         ([-1], [0], None, "classes must lie in"),
         ([1, 2], [0], None, "2 labels, 1 seeds"),
         ([], [], None, "0 labels"),

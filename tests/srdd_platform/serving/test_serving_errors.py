@@ -29,7 +29,7 @@ JSON = "application/json"
 def service(tiny_pipeline: Path) -> Service:
     engine = Engine(load_pipeline(tiny_pipeline), max_batch=8, max_images=64)
     engine.warm = True
-    return Service(engine.pipeline, engine)
+    return Service(engine)
 
 
 def ask(service: Service, *requests: dict[str, Any]) -> list[httpx.Response]:
@@ -173,7 +173,7 @@ def test_head_is_get_without_the_body(service: Service, path: str) -> None:
 
 def test_head_says_when_the_model_is_not_ready(tiny_pipeline: Path) -> None:
     cold = Engine(load_pipeline(tiny_pipeline))
-    (head,) = ask(Service(cold.pipeline, cold), {"method": "HEAD", "url": "/healthz"})
+    (head,) = ask(Service(cold), {"method": "HEAD", "url": "/healthz"})
     assert (head.status_code, head.content) == (503, b"")
     assert 1 <= int(head.headers["retry-after"]) <= MAX_RETRY_S
 
@@ -255,7 +255,7 @@ def test_a_failure_says_whether_a_repeat_fails_alike(
         raise error
 
     monkeypatch.setattr(engine, "_turn", fail)
-    service = Service(engine.pipeline, engine)
+    service = Service(engine)
     requests = [{"json": {"class": 1, **more}} for more in ({"seed": 1}, {})]
     seeded, drawn = ask(service, *requests)
     assert (seeded.status_code, seeded.json()["error"]["code"]) == (status, code)
