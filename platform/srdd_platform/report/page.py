@@ -1,7 +1,6 @@
 """Render the report: one HTML page beside its own copy of plotly.js, read from ``file://``."""
 
 import json
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from srdd_platform.report.info import (
     protocol_of,
     protocols,
 )
+from srdd_platform.report.inputs import META, PAGE, SCRIPT, inputs_digest, serve_command
 from srdd_platform.report.settings import parallel_info, threshold_info
 from srdd_platform.report.wording import (
     COSTS,
@@ -91,26 +91,19 @@ def build_report(directory: Path) -> Path:
         UserError: the directory is not a sweep's, or a file in it is damaged or foreign.
     """
     directory = Path(directory)
-    text = render(load_sweep(directory), serve_command(directory))
-    folder = directory / "report"
+    sweep = load_sweep(directory)
+    digest = inputs_digest(directory, [row["key"] for row in sweep.rows])
+    text = render(sweep, serve_command(directory), digest)
     script = get_plotlyjs().encode()
-    target = folder / "plotly.min.js"
+    target = directory / SCRIPT
     if not target.exists() or target.read_bytes() != script:
         write_bytes(target, script)
-    write_bytes(folder / "index.html", text.encode())
-    return folder / "index.html"
+    write_bytes(directory / PAGE, text.encode())
+    return directory / PAGE
 
 
-def serve_command(directory: Path) -> str:
-    """The command that serves the best, from where the report is built if the sweep is below."""
-    absolute = directory.resolve()
-    here = Path.cwd().resolve()
-    shown = absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
-    return f"srdd serve {shlex.quote(str(shown / 'best'))} --port 8000"
-
-
-def render(sweep: SweepData, command: str) -> str:
-    """The page as text."""
+def render(sweep: SweepData, command: str, digest: str) -> str:
+    """The page as text; ``digest`` is of :func:`inputs_digest`."""
     facts_of_sweep = overview(sweep)
     trials = [row for row in sweep.rows if row["kind"] == "trial"]
     references = [row for row in sweep.rows if row["kind"] == "reference"]
@@ -136,6 +129,8 @@ def render(sweep: SweepData, command: str) -> str:
         grids_missing=sum(r["status"] == "ok" and r["key"] not in sweep.grids for r in trials),
         config=json.dumps(sweep.config, indent=2, ensure_ascii=False),
         command=command,
+        meta=META,
+        digest=digest,
         kid_notes=kid_notes(sweep.rows),
         best_label="" if facts_of_sweep.best is None else label(facts_of_sweep.best),
         best_text=best_text(facts_of_sweep.best),
