@@ -16,6 +16,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 from tiny_digits import few_digits, tiny_preset
+from var_rows import NAMES
 
 from srdd import SamplerConfig, load_pipeline, presets, sample
 from srdd_platform.cli.main import main
@@ -23,8 +24,7 @@ from srdd_platform.core.ray_session import Session
 from srdd_platform.data.code_places import codes_dir
 from srdd_platform.data.codes import load_codes, load_views
 from srdd_platform.evaluation.evaluator import EvaluationConfig, row_key, weights_digest
-from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, begun_under
-from srdd_platform.evaluation.rows import FIRST_SCHEMA
+from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, NEW_COLUMNS, begun_under
 from srdd_platform.train.job import make_job
 from srdd_platform.train.options import Options, TransformerOptions
 
@@ -270,7 +270,7 @@ def test_a_sweep_that_was_killed_goes_on(
     assert all(close(old[key], new[key]) for key in rerun)
     assert begun_under(out) == FIRST_PROTOCOL
     table = pd.read_parquet(out / "trials.parquet")
-    assert list(table.columns) == FIRST_SCHEMA.names
+    assert list(table.columns) == [name for name in NAMES if name not in NEW_COLUMNS]
     assert list(table.columns) == list(pd.read_parquet(finished / "trials.parquet").columns)
     assert load_pipeline(out / "best").class_names == tuple("0123456789")
     assert "begun under fid@1" in (out / "report" / "index.html").read_text()

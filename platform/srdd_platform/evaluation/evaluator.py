@@ -26,7 +26,7 @@ from srdd_platform.evaluation.extractors import Extractor, load_extractor
 from srdd_platform.evaluation.generate import GRID_IMAGES, draw_timed
 from srdd_platform.evaluation.metrics import Reference, measure
 from srdd_platform.evaluation.protocol import PROTOCOL, under
-from srdd_platform.evaluation.rows import PARAMETERS, Row
+from srdd_platform.evaluation.rows import Row, settings_columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +62,6 @@ def row_key(model: str, config: SamplerConfig, evaluation: EvaluationConfig, ext
             "protocol": evaluation.protocol,
         }
     )
-
-
-def columns(config: SamplerConfig) -> dict[str, Any]:
-    """The settings' columns of a row; inactive ones are null."""
-    active = config.active()
-    values = {name: active.get(name) for name in PARAMETERS}
-    return {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 class Evaluator:
@@ -168,13 +161,13 @@ class Evaluator:
             "kind": kind,
             "name": name,
             "order": order,
-            "mask": pipeline.transformer.config.mask,
+            "tags": pipeline.card.tags,
+            "settings": settings_columns(config),
             "n": n,
             "seed": seed,
             "device": self.evaluation.device,
             "dtype": self.evaluation.dtype,
             "batch_size": min(n, self.evaluation.batch_size),
-            **columns(config),
         }
         try:
             measured = self._evaluate(pipeline, config, n, seed, grid)
@@ -199,8 +192,10 @@ class Evaluator:
         grid_png(images[:GRID_IMAGES], grid)
         measured = self.quality(images, labels)
         return self._row(
-            key=key, kind="reference", name=name, order=order, n=len(images), **measured
-        )
+            key=key, kind="reference", name=name, order=order, n=len(images),
+            tags=dict.fromkeys(self.pipeline.card.tags),
+            settings=dict.fromkeys(settings_columns(self.pipeline.sampler)), **measured,
+        )  # fmt: skip
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The tokenizer's reconstruction of uint8 images, as uint8."""

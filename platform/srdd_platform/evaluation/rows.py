@@ -8,13 +8,17 @@ A sweep directory holds::
     grids/KEY.png     a grid of the row's first samples
     report/index.html drawn from the three above
     best/             the pipeline directory of the lowest FID
+
+A row has columns of its own (:class:`Row`), and between ``order`` and ``n`` those of its model:
+one for each of the model's tags and one for each setting of its sampler.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pandas as pd
 import pyarrow as pa
@@ -23,41 +27,17 @@ import pyarrow.parquet as pq
 from srdd_platform.core.files import atomic_path, read_json, to_json_bytes, write_once
 from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, NEW_COLUMNS, PROTOCOL
 
-PARAMETERS = (
-    "patch_nums",
-    "cfg",
-    "cfg_ramp",
-    "cfg_window",
-    "top_k",
-    "top_p",
-    "epsilon",
-    "refine_steps",
-    "resample",
-    "resample_threshold",
-    "feedback",
-)  # the sampler's settings, a column each; null where inactive
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One evaluated setting; null where a column does not apply (real images have no cost)."""
 
-    key: str  # digest of model, active parameters, n, seed, extractor and protocol
+    key: str  # digest of model, active settings, n, seed, extractor and protocol
     kind: Literal["trial", "reference"]
     name: str  # what a reference row is, e.g. "real held-out"; "" for a trial
     order: int  # references keep the order they were asked in; trials count up
-    mask: str | None = None  # the model's attention mask
-    patch_nums: str | None = None  # "1,2,3,4"
-    cfg: float | None = None
-    cfg_ramp: str | None = None
-    cfg_window: str | None = None  # "0.0,0.75"
-    top_k: int | None = None
-    top_p: float | None = None
-    epsilon: float | None = None
-    refine_steps: int | None = None
-    resample: str | None = None
-    resample_threshold: float | None = None
-    feedback: str | None = None
+    tags: Mapping[str, str | None] = field(default_factory=dict)  # a column each: {"mask": ...}
+    settings: Mapping[str, Any] = field(default_factory=dict)  # a column each: settings_columns()
     n: int = 0  # images
     seed: int | None = None
     extractor: str = ""  # whose features: an FID means nothing without it
@@ -83,24 +63,66 @@ class Row:
     protocol: str = PROTOCOL  # how quality is measured; fid@1 has neither this column nor kid_raw
 
 
-_LISTS: dict[str, type] = {"patch_nums": int, "cfg_window": float}  # written "1,2,4"
 _COLUMN = {"inception_score": "is"}  # "is" is a Python keyword
+_OF_MODEL = ("tags", "settings")  # fields of a row that hold several columns
 
 
-def _arrow_type(annotation: Any) -> pa.DataType:
-    """Arrow's type for a field: integers and floats as such, the rest as text."""
-    kinds = set(get_args(annotation)) or {annotation}
-    return pa.int64() if int in kinds else pa.float64() if float in kinds else pa.string()
+def _arrow_type(hint: Any) -> pa.DataType:
+    """Arrow's type for a field: numbers and booleans as such, all else as text."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    known = ((float, pa.float64()), (int, pa.int64()), (bool, pa.bool_()))
+    return next((arrow for kind, arrow in known if kind in options), pa.string())
 
 
-SCHEMA = pa.schema((_COLUMN.get(f.name, f.name), _arrow_type(f.type)) for f in fields(Row))
-FIRST_SCHEMA = pa.schema(field for field in SCHEMA if field.name not in NEW_COLUMNS)  # of fid@1
+def _types(kind: type[Any]) -> dict[str, pa.DataType]:
+    """Arrow's type for each field of a dataclass."""
+    hints = get_type_hints(kind)
+    return {f.name: _arrow_type(hints[f.name]) for f in fields(kind)}
+
+
+COLUMNS = {_COLUMN.get(k, k): v for k, v in _types(Row).items() if k not in _OF_MODEL}
+_BEFORE = tuple(COLUMNS)[: tuple(COLUMNS).index("n")]  # the columns before those of the model
+
+
+def model_columns(columns: Iterable[str]) -> list[str]:
+    """The columns of the model among those of a row or a table: its tags and settings."""
+    return [name for name in columns if name not in COLUMNS]
+
+
+def settings_columns(config: Any) -> dict[str, Any]:
+    """The columns of a sampler's settings: inactive ones are null, a tuple is text, "1,2,3,4"."""
+    active = config.active()
+    values = {f.name: active.get(f.name) for f in fields(config)}
+    return {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def settings_of(row: Mapping[str, Any], settings_type: type[Any]) -> dict[str, Any]:
+    """A row's active settings, as the constructor of the sampler's dataclass takes them."""
+    hints = get_type_hints(settings_type)
+    names = [f.name for f in fields(settings_type) if row.get(f.name) is not None]
+    return {name: _from_cell(hints[name], row[name]) for name in names}
+
+
+def _from_cell(hint: Any, value: Any) -> Any:
+    """The value that a cell of :func:`settings_columns` stands for."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    lists = [option for option in options if get_origin(option) is tuple]
+    if not lists or not isinstance(value, str):
+        return value
+    return tuple(get_args(lists[0])[0](part) for part in value.split(","))
 
 
 def to_json(row: Row) -> dict[str, Any]:
     """A row as JSON: its protocol's columns by their names in the table; a NaN is null."""
-    left_out = NEW_COLUMNS if row.protocol == FIRST_PROTOCOL else ()
-    values = {_COLUMN.get(k, k): v for k, v in asdict(row).items() if k not in left_out}
+    values: dict[str, Any] = {}
+    for name in (f.name for f in fields(row)):
+        value = getattr(row, name)
+        if name in _OF_MODEL:
+            values |= value
+        elif row.protocol != FIRST_PROTOCOL or name not in NEW_COLUMNS:
+            values[_COLUMN.get(name, name)] = value
+    if taken := sorted(COLUMNS.keys() & {*row.tags, *row.settings}):
+        raise ValueError(f"a sampler's setting cannot be called {taken[0]}: rows have that column")
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -120,24 +142,44 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["kind"], row["order"], row["key"]))
 
 
-def compile_table(directory: Path) -> pd.DataFrame:
-    """Compile ``trials.parquet`` from ``rows/`` atomically and return it."""
-    rows = read_rows(directory)
+def table_schema(
+    rows: Iterable[Mapping[str, Any]], settings_type: type[Any] | None = None
+) -> pa.Schema:
+    """The columns of a table of rows, and their types.
+
+    Args:
+        rows: as :func:`to_json` makes them.
+        settings_type: the dataclass of the sampler's settings: its columns have its types even
+            where all values are null. Without it, the types are those of the values.
+    """
+    rows = list(rows)
+    known = {} if settings_type is None else _types(settings_type)
+    found = {name: None for row in rows for name in model_columns(row) if name not in known}
+    own = {name: _seen_type([row.get(name) for row in rows]) for name in found} | known
     first = bool(rows) and all("protocol" not in row for row in rows)
-    table = pa.Table.from_pylist(rows, schema=FIRST_SCHEMA if first else SCHEMA)
+    before = {name: COLUMNS[name] for name in _BEFORE}
+    columns = {**before, **own, **COLUMNS}
+    return pa.schema([c for c in columns.items() if not (first and c[0] in NEW_COLUMNS)])
+
+
+def _seen_type(values: list[Any]) -> pa.DataType:
+    """Arrow's type for values; text where all are null."""
+    found = pa.infer_type(values)
+    return pa.string() if pa.types.is_null(found) else found
+
+
+def compile_table(directory: Path, settings_type: type[Any] | None = None) -> pd.DataFrame:
+    """Compile ``trials.parquet`` from ``rows/`` atomically and return it.
+
+    Args:
+        directory: of the sweep.
+        settings_type: as for :func:`table_schema`.
+    """
+    rows = read_rows(directory)
+    table = pa.Table.from_pylist(rows, schema=table_schema(rows, settings_type))
     with atomic_path(directory / "trials.parquet") as temporary:
         pq.write_table(table, temporary)
     return read_table(directory)
-
-
-def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's active sampler settings as a :class:`srdd.SamplerConfig` takes them."""
-    values = {name: row.get(name) for name in PARAMETERS}
-    found = {k: v for k, v in values.items() if v is not None}
-    for name, kind in _LISTS.items():
-        if name in found:
-            found[name] = [kind(part) for part in found[name].split(",")]
-    return found
 
 
 def read_table(directory: Path) -> pd.DataFrame:

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from srdd.errors import UserError
 from srdd_platform.core.files import read_json
-from srdd_platform.evaluation.rows import FIRST_SCHEMA, SCHEMA, frontier
+from srdd_platform.evaluation.protocol import NEW_COLUMNS
+from srdd_platform.evaluation.rows import COLUMNS, frontier, model_columns
 from srdd_platform.report.hypervolume import hypervolume, hypervolume_reference
-from srdd_platform.report.wording import SETTINGS, Record, fingerprint_text, label, number
+from srdd_platform.report.wording import Record, fingerprint_text, label, number
 
 MEASURED = frozenset({"latency_ms"})  # costs that depend on where they were measured
 
@@ -105,16 +106,18 @@ def load_sweep(directory: Path) -> SweepData:
     stored = pa.BufferReader(path.read_bytes())
     try:
         table = pq.read_table(stored)
-        schema = SCHEMA if "protocol" in table.column_names else FIRST_SCHEMA
-        lacking = [name for name in schema.names if name not in table.column_names]
-        rows = [] if lacking else table.select(schema.names).cast(schema).to_pylist()
+        lacking = [name for name in COLUMNS if name not in table.column_names]
+        if "protocol" in lacking:  # fid@1
+            lacking = [name for name in lacking if name not in NEW_COLUMNS]
+        types = [(field.name, COLUMNS.get(field.name, field.type)) for field in table.schema]
+        rows = [] if lacking else table.cast(pa.schema(types)).to_pylist()
     except (pa.ArrowException, OSError):
         raise UserError(f"{path} is damaged: delete it and run the sweep again") from None
     if lacking:
         raise UserError(f"{path} lacks the columns {', '.join(lacking)}; run the sweep again")
     return SweepData(
         name=directory.resolve().name,
-        rows=[{name: _finite(row.get(name)) for name in SCHEMA.names} for row in rows],
+        rows=[{name: _finite(row.get(name)) for name in {**row, **COLUMNS}} for row in rows],
         config=config,
         grids=frozenset(path.stem for path in (directory / "grids").glob("*.png")),
     )
@@ -246,7 +249,8 @@ def overview(sweep: SweepData) -> Overview:
         key=lambda row: (row["fid"], row["gflops_per_image"] or math.inf, row["key"]),
     )
     finished = [row for row in trials if row["status"] == "ok"] or trials
-    seen = {name: seen_values(finished, name) for name in SETTINGS}
+    own = model_columns(finished[0]) if finished else []
+    seen = {name: seen_values(finished, name) for name in own}
     return Overview(
         trials=len(trials),
         finished=sum(row["status"] == "ok" for row in trials),

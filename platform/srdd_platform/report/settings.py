@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from srdd.errors import UserError
+from srdd_platform.evaluation.rows import model_columns
 from srdd_platform.report.info import Protocol, protocol_of, protocols, seen_values, usable
-from srdd_platform.report.wording import SETTINGS, Record, number, of_extractor
+from srdd_platform.report.wording import Record, number, of_extractor
 
 INACTIVE = -0.14  # where a parallel axis shows a setting that did not act; others lie in [0, 1]
 LOGARITHMIC = frozenset({"resample_threshold", "epsilon", "gflops_per_image", "latency_ms"})
@@ -128,7 +129,7 @@ def _same(row: Record, grid: dict[str, Any], names: Iterable[str]) -> bool:
 def _others(row: Record) -> tuple[tuple[str, Any], ...]:
     """The settings beside the figure's own four."""
     own = {"cfg", "feedback", "resample_threshold", "refine_steps"}
-    return tuple((name, row[name]) for name in SETTINGS if name not in own)
+    return tuple((name, row[name]) for name in model_columns(row) if name not in own)
 
 
 def _plain(
@@ -157,7 +158,8 @@ def parallel_info(rows: Iterable[Record]) -> ParallelInfo:
     rows = list(rows)
     protocol = one_protocol(rows)
     trials = usable(rows, "trial")
-    titles = {name: name for name in SETTINGS if len(seen_values(trials, name)) > 1}
+    own = model_columns(trials[0])
+    titles = {name: name for name in own if len(seen_values(trials, name)) > 1}
     for column, title in (("gflops_per_image", "GFLOPs per image"), ("latency_ms", "latency (ms)")):
         if any(row[column] is not None for row in trials):
             titles[column] = title

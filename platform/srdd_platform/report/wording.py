@@ -3,11 +3,10 @@
 import math
 from typing import Any
 
-from srdd_platform.evaluation.rows import PARAMETERS
+from srdd_platform.evaluation.rows import model_columns
 
 Record = dict[str, Any]  # a row of trials.parquet: column name -> value, None where null
 
-SETTINGS = ("mask", *PARAMETERS)  # everything that tells two trials of one model apart
 QUALITY = {
     "fid": "FID", "is": "IS", "kid": "KID", "kid_raw": "KID raw", "precision": "precision",
     "recall": "recall",
@@ -46,8 +45,8 @@ def label(row: Record) -> str:
 
 
 def active_settings(row: Record) -> dict[str, str]:
-    """The settings that acted in a row, in the schema's order."""
-    return {name: number(row[name]) for name in SETTINGS if row[name] is not None}
+    """The settings that acted in a row, in the order of its columns."""
+    return {name: number(row[name]) for name in model_columns(row) if row[name] is not None}
 
 
 def settings_text(row: Record) -> str:

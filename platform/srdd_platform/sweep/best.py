@@ -25,7 +25,7 @@ def best_row(directory: Path) -> dict[str, Any] | None:
 
 def row_config(row: Mapping[str, Any]) -> SamplerConfig:
     """The sampler settings of a row; inactive ones take their defaults."""
-    return from_dict(SamplerConfig, settings_of(row), "row")
+    return from_dict(SamplerConfig, settings_of(row, SamplerConfig), "row")
 
 
 def save_best(

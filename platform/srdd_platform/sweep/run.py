@@ -71,7 +71,7 @@ def run_sweep(
         settings, runtime = _settings(name, space, grid, base, models, evaluation, args)
         with open_run(out, f"sweep {name}", settings, runtime):
             _search(space, grid, base, args, models, evaluation, out, cluster, console)
-            table = compile_table(out)
+            table = compile_table(out, type(base))
             report = build_report(out)
     _print_outcome(table, out, report, console)
     return out

@@ -59,9 +59,9 @@ class RowSearch(OptunaSearch):  # type: ignore[misc]
 
     def tell_row(self, row: Mapping[str, Any]) -> None:
         """Tell Optuna a finished row; one that lies outside the space only counts as taken."""
-        config = setting(self._base, settings_of(row))
-        active = {k: v for k, v in settings_of(row).items() if k in self._distributions}
-        params = {k: tuple(v) if isinstance(v, list) else v for k, v in active.items()}
+        found = settings_of(row, type(self._base))
+        config = setting(self._base, found)
+        params = {name: value for name, value in found.items() if name in self._distributions}
         values = [row[name] for name in OBJECTIVES]
         good = row["status"] == "ok" and all(value is not None for value in values)
         self._taken.add(active_key(config))

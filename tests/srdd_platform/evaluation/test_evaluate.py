@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from srdd_platform.data.shards import prepare
 from srdd_platform.evaluation.evaluator import (
     EvaluationConfig,
     Evaluator,
-    columns,
     row_key,
     weights_digest,
 )
 from srdd_platform.evaluation.generate import GRID_IMAGES, draw_batches
 from srdd_platform.evaluation.protocol import FIRST_PROTOCOL
-from srdd_platform.evaluation.rows import PARAMETERS, Row, to_json
+from srdd_platform.evaluation.rows import Row, settings_columns, to_json
 from srdd_platform.sweep.references import ReferenceSpec, before_search, spec_key
 
 REFINED = SamplerConfig(cfg=1.0, refine_steps=2, resample_threshold=0.05)
@@ -83,12 +82,13 @@ def test_a_row_says_what_was_measured_on_what(row: tuple[Row, Path], evaluator: 
     found = row[0]
     assert found.status == "ok"
     assert found.error is None
-    assert (found.kind, found.order, found.mask) == ("trial", 5, "markov")
+    assert (found.kind, found.order, found.tags) == ("trial", 5, {"mask": "markov"})
     assert (found.n, found.seed, found.device, found.dtype) == (60, 0, "cpu", "float32")
     assert found.extractor == evaluator.extractor.name
     assert found.extractor.startswith("classifier-")
     assert found.reference == "train n=1437"
-    assert (found.cfg, found.refine_steps, found.resample_threshold) == (1.0, 2, 0.05)
+    assert found.settings == settings_columns(REFINED)
+    assert (found.settings["cfg"], found.settings["resample_threshold"]) == (1.0, 0.05)
     assert found.key == evaluator.key(REFINED)
     for name in ("latency_ms", "images_per_s", "peak_memory_mb", "fid", "fid_se"):
         assert getattr(found, name) > 0, name
@@ -135,7 +135,7 @@ def test_inactive_settings_change_neither_key_nor_numbers(evaluator: Evaluator) 
     assert evaluator.key(plain) == evaluator.key(masked_off)
     unguided = SamplerConfig()
     assert evaluator.key(unguided) == evaluator.key(replace(unguided, cfg_ramp="constant"))
-    assert columns(plain) == columns(same) == columns(masked_off)
+    assert settings_columns(plain) == settings_columns(same) == settings_columns(masked_off)
     rows = [evaluator.trial(config, order=0) for config in (plain, masked_off)]
     assert values(rows[0], *MEASURED) == values(rows[1], *MEASURED)
 
@@ -190,14 +190,14 @@ def test_the_weights_name_the_model_not_its_settings(
 
 
 def test_the_settings_columns() -> None:
-    assert set(columns(REFINED)) == set(PARAMETERS)
-    assert columns(replace(REFINED, patch_nums=(1, 2, 4)))["patch_nums"] == "1,2,4"
-    plain = columns(SamplerConfig())
+    assert list(settings_columns(REFINED)) == [field.name for field in fields(SamplerConfig)]
+    assert settings_columns(replace(REFINED, patch_nums=(1, 2, 4)))["patch_nums"] == "1,2,4"
+    plain = settings_columns(SamplerConfig())
     assert plain["refine_steps"] == 0
     assert plain["cfg"] == 0.0
     inactive = ("cfg_ramp", "resample", "resample_threshold", "feedback", "patch_nums")
     assert [plain[name] for name in inactive] == [None] * 5
-    simple = columns(SamplerConfig(refine_steps=1, resample="simple"))
+    simple = settings_columns(SamplerConfig(refine_steps=1, resample="simple"))
     assert simple["resample_threshold"] is None
     assert simple["feedback"] == "updated"
 
@@ -213,7 +213,7 @@ def test_a_model_whose_logits_are_nan_makes_a_failed_row(
     assert row.error == "non-finite logits at scale 3x3"
     assert row.fid is None
     assert row.gflops_per_image is None
-    assert (row.order, row.n, row.cfg) == (2, 60, 0.0)
+    assert (row.order, row.n, row.settings["cfg"]) == (2, 60, 0.0)
     assert to_json(row)["status"] == "failed"
     assert not (tmp_path / "grid.png").exists()
 

@@ -9,23 +9,23 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
+from var_rows import NAMES, var_row
 
-from srdd import load_pipeline
+from srdd import SamplerConfig, load_pipeline
 from srdd.errors import UserError
 from srdd.presets import digits
 from srdd_platform.core.files import read_json, write_json
 from srdd_platform.core.ray_session import Session
 from srdd_platform.distill.run import Distillation, distill
 from srdd_platform.evaluation.evaluator import EvaluationConfig
-from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, PROTOCOL, begun_under, under
-from srdd_platform.evaluation.rows import (
-    FIRST_SCHEMA,
-    SCHEMA,
-    Row,
-    compile_table,
-    read_rows,
-    write_row,
+from srdd_platform.evaluation.protocol import (
+    FIRST_PROTOCOL,
+    NEW_COLUMNS,
+    PROTOCOL,
+    begun_under,
+    under,
 )
+from srdd_platform.evaluation.rows import compile_table, read_rows, write_row
 from srdd_platform.report.page import build_report
 from srdd_platform.sweep.best import best_row
 from srdd_platform.sweep.options import SweepArgs
@@ -40,6 +40,7 @@ SPACE = {
     "refine_steps": IntDistribution(0, 2),
     "resample_threshold": FloatDistribution(1e-3, 0.3, log=True),
 }
+FIRST_NAMES = [name for name in NAMES if name not in NEW_COLUMNS]
 GRID = Grid(cfg=0.5, feedback="updated", thresholds=(0.01,), refine_steps=(1,))
 
 
@@ -105,7 +106,7 @@ def test_a_sweep_goes_on_under_the_protocol_it_was_begun_under(
     again = next(row for row in rows if row["key"] == lost["key"])
     assert same(lost, again)
     assert all(row.keys() == lost.keys() for row in rows)
-    assert pq.read_schema(out / "trials.parquet").names == columns == FIRST_SCHEMA.names
+    assert pq.read_schema(out / "trials.parquet").names == columns == FIRST_NAMES
     assert read_json(out / "config.json")["settings"]["protocol"] == FIRST_PROTOCOL
     best = best_row(out)
     assert best is not None
@@ -149,10 +150,10 @@ def test_what_is_new_has_the_new_protocol(tmp_path: Path) -> None:
     assert begun_under(tmp_path / "new") == PROTOCOL
     assert PROTOCOL.startswith("fid@2 ")
     assert EvaluationConfig(data="", extractor="", weights="").protocol == PROTOCOL
-    write_row(tmp_path, Row(key="a", kind="trial", name="", order=0, kid=0.1, kid_raw=0.05))
+    write_row(tmp_path, var_row("a", kid=0.1, kid_raw=0.05))
     row = read_json(tmp_path / "rows" / "a.json")
     assert (row["protocol"], row["kid"], row["kid_raw"]) == (PROTOCOL, 0.1, 0.05)
-    assert list(compile_table(tmp_path).columns) == SCHEMA.names
+    assert list(compile_table(tmp_path, SamplerConfig).columns) == NAMES
     text = build_with_config(tmp_path)
     assert "the column KID has that bias subtracted" in text
     assert "fid@1" not in text
@@ -164,7 +165,7 @@ def build_with_config(directory: Path) -> str:
 
 
 def test_a_table_without_classes_has_kid_raw_alone(tmp_path: Path) -> None:
-    write_row(tmp_path, Row(key="a", kind="trial", name="", order=0, fid=1.0, kid_raw=0.05))
+    write_row(tmp_path, var_row("a", fid=1.0, kid_raw=0.05))
     compile_table(tmp_path)
     text = build_with_config(tmp_path)
     assert "KID raw <small>" in text

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from var_rows import var_row
 
+from srdd import SamplerConfig
 from srdd.errors import UserError
 from srdd_platform.core.files import write_json
 from srdd_platform.evaluation.rows import Row, compile_table, write_row
@@ -42,9 +44,6 @@ CONFIG: dict[str, Any] = {
 
 def row(key: str, fid: float | None, gflops: float | None, **values: Any) -> Row:
     defaults: dict[str, Any] = {
-        "kind": "trial",
-        "name": "",
-        "order": 0,
         "mask": "markov",
         "cfg": 2.0,
         "refine_steps": 0,
@@ -58,7 +57,7 @@ def row(key: str, fid: float | None, gflops: float | None, **values: Any) -> Row
         "device": "cpu",
         "dtype": "float32",
     }
-    return Row(**{**defaults, "key": key, "fid": fid, "gflops_per_image": gflops, **values})
+    return var_row(key, **{**defaults, "fid": fid, "gflops_per_image": gflops, **values})
 
 
 def refined(key: str, fid: float, gflops: float, steps: int, threshold: float, **more: Any) -> Row:
@@ -90,7 +89,7 @@ def sweep(directory: Path, rows: list[Row], config: dict[str, Any] = CONFIG) -> 
     for one in rows:
         write_row(directory, one)
     write_json(directory / "config.json", config)
-    compile_table(directory)
+    compile_table(directory, SamplerConfig)
     return directory
 
 
@@ -366,10 +365,12 @@ def test_foreign_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trials\.parquet is damaged") as damaged:
         build_report(directory)
     assert "\n" not in str(damaged.value)
-    compile_table(directory).drop(columns=["fid"]).to_parquet(directory / "trials.parquet")
+    compile_table(directory, SamplerConfig).drop(columns=["fid"]).to_parquet(
+        directory / "trials.parquet"
+    )
     with pytest.raises(UserError, match="lacks the columns fid"):
         build_report(directory)
-    table = compile_table(directory)
+    table = compile_table(directory, SamplerConfig)
     table.assign(fid="low").to_parquet(directory / "trials.parquet")
     with pytest.raises(UserError, match=r"trials\.parquet is damaged"):
         build_report(directory)
@@ -378,7 +379,7 @@ def test_foreign_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output error"):
         build_report(directory)
     (directory / "trials.parquet").unlink()
-    compile_table(directory)
+    compile_table(directory, SamplerConfig)
     (directory / "config.json").write_text("[]")
     with pytest.raises(UserError, match="not a JSON object"):
         build_report(directory)

@@ -17,8 +17,7 @@ from optuna.trial import TrialState
 
 from srdd import SamplerConfig, load_pipeline
 from srdd.errors import UserError
-from srdd_platform.evaluation.evaluator import columns
-from srdd_platform.evaluation.rows import Row, to_json
+from srdd_platform.evaluation.rows import Row, settings_columns, to_json
 from srdd_platform.sweep.best import row_config, save_best
 from srdd_platform.sweep.search import OBJECTIVES, RowSearch
 from srdd_platform.sweep.space import Grid, active_key, check_space, setting, suggest
@@ -70,9 +69,8 @@ def ask(algorithm: RowSearch, name: str) -> dict[str, Any]:
 def row_of(config: SamplerConfig, order: int, **values: Any) -> dict[str, Any]:
     """A finished row as it is read back from disk."""
     made = {"fid": 2.0, "gflops_per_image": 1.0, **values}
-    return to_json(
-        Row(key=f"k{order}", kind="trial", name="", order=order, **columns(config), **made)
-    )
+    shared = {"key": f"k{order}", "kind": "trial", "name": "", "order": order}
+    return to_json(Row(**shared, settings=settings_columns(config), **made))
 
 
 def trials(algorithm: RowSearch) -> list[optuna.trial.FrozenTrial]:

@@ -6,14 +6,14 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
+from var_rows import var_row
 
-from srdd_platform.evaluation.rows import SCHEMA, Row, frontier, to_json
+from srdd_platform.evaluation.rows import frontier, table_schema, to_json
 from srdd_platform.sweep.console import SHOWN, live, print_frontier, rows_table
 
 
 def row(order: int, **values: Any) -> dict[str, Any]:
-    made = {"key": f"k{order}", "kind": "trial", "name": "", "order": order, **values}
-    return to_json(Row(**made))
+    return to_json(var_row(f"k{order}", order=order, **values))
 
 
 def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
@@ -69,7 +69,7 @@ def test_the_frontier_names_the_extractor() -> None:
         row(1, fid=3.0, gflops_per_image=2.0, extractor="classifier-12345678", cfg=0.75),
         {**row(2, fid=9.0), "kind": "reference"},
     ]
-    table = pa.Table.from_pylist(rows, schema=SCHEMA).to_pandas()
+    table = pa.Table.from_pylist(rows, schema=table_schema(rows)).to_pandas()
     out, file = console(terminal=False)
     print_frontier(frontier(table), table, out)
     text = file.getvalue()
