@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from srdd.class_names import escaped
 from srdd.errors import UserError
-from srdd_platform.data.options import ReadOptions, left_out
+from srdd_platform.data.options import ReadOptions
 
 SourceName = Literal["digits", "folder"]
 RecipeName = Literal["mini-imagenet", "sun397", "ffhq", "afhq", "cifar10", "imagenet"]
@@ -103,10 +103,11 @@ class DataEncode(ReadOptions):
         from srdd_platform.core.ray_session import session
         from srdd_platform.data.code_places import codes_dir
         from srdd_platform.data.codes import encode
-        from srdd_platform.data.options import inspected
+        from srdd_platform.data.damage import left_out
+        from srdd_platform.data.store import inspected, open_store
 
         self.check_read()
-        store = self.open(self.data)
+        store = open_store(self.data, self.cache, self.cache_gb)
         skipped = inspected(store, self.max_bad)
         if skipped:
             line = f"Left out of {store.name}: {left_out(skipped)}"

@@ -5,12 +5,14 @@ with ``keep=1.125``. A draw is an epoch, or the number of a view. What is drawn 
 (seed, draw, sample) alone: never on batch, rank or worker.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from srdd.errors import UserError
 from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.options import DataOptions
 from srdd_platform.data.pixels import Cut, Pixels
 from srdd_platform.data.sources import AUGMENT_DRAWS
 
@@ -49,3 +51,17 @@ class Augmentation:
             return np.ascontiguousarray(part[:, ::-1]) if self.flip and raw[2] & 1 else part
 
         return apply
+
+
+def pixel_settings(options: DataOptions, manifest: Manifest) -> dict[str, Any]:
+    """The settings of a training on pixels; none where every image is read as it is.
+
+    Raises:
+        UserError: random crops are asked for, and nothing is stored to crop.
+    """
+    margin = manifest.stored_side > manifest.resolution
+    crop = margin if options.crop is None else options.crop == "random"
+    augmentation = Augmentation(crop=crop, flip=options.flip)
+    augmentation.check(manifest)
+    found = {name: value for name, value in asdict(augmentation).items() if name != "seed"}
+    return {"augmentation": found} if any(found.values()) else {}

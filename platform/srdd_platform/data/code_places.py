@@ -13,6 +13,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from srdd.checkpoint import read_config
 from srdd.errors import UserError
@@ -23,6 +24,7 @@ from srdd_platform.core.runs import CONFIG, tokenizer_dir
 from srdd_platform.data.augment import Augmentation
 from srdd_platform.data.damage import Skipped
 from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.options import DataOptions
 from srdd_platform.data.store import Store
 
 MAX_VIEWS = 1024
@@ -106,3 +108,15 @@ def view_augmentation(manifest: Manifest, views: int, flip: bool) -> Augmentatio
     augmentation = Augmentation(crop=not flip or manifest.settings.keep > 1, flip=flip)
     augmentation.check(manifest)
     return augmentation
+
+
+def code_settings(options: DataOptions, views: int) -> dict[str, Any]:
+    """The settings of a training on codes; none where every image has one view.
+
+    Raises:
+        UserError: a crop is chosen, which views make by themselves.
+    """
+    if options.crop is not None:
+        raise UserError("--crop is for trainings on pixels: a transformer trains on codes, whose "
+                        "views are crops (--views)")  # fmt: skip
+    return {"codes": {"views": views, "flip": options.flip}} if views > 1 else {}

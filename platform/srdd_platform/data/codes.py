@@ -39,8 +39,9 @@ from srdd_platform.data.ahead import read_ahead
 from srdd_platform.data.code_places import codes_dir, view_augmentation
 from srdd_platform.data.damage import Skipped
 from srdd_platform.data.dataset import ShardDataset, stacked
-from srdd_platform.data.options import ReadOptions, inspected
+from srdd_platform.data.options import ReadOptions
 from srdd_platform.data.sources import VIEW_DRAWS
+from srdd_platform.data.store import inspected, open_store
 
 FORMAT = "srdd-codes-1"
 BATCH = 64
@@ -65,7 +66,7 @@ def encode_shard(extraction: Extraction, split: str, name: str, out: Path) -> in
     """Encode one image shard into one code shard; returns its number of images."""
     own, device = extraction, torch.device(extraction.device)
     model = load_tokenizer(tokenizer_dir(Path(own.tokenizer))).to(device)
-    store = own.reading.open(own.data)
+    store = open_store(own.data, own.reading.cache, own.reading.cache_gb)
     dataset = ShardDataset(store, split, own.skipped.get(split, {}), shards=[name])
     augmentation, views = view_augmentation(store.manifest, own.views, own.flip), own.views
     if augmentation is None or split != "train":
@@ -128,7 +129,7 @@ def encode(
             codes cannot be written there.
     """
     reading = reading or ReadOptions()
-    store = reading.open(data)
+    store = open_store(data, reading.cache, reading.cache_gb)
     manifest = store.manifest
     skipped = inspected(store, reading.max_bad)
     directory = out or codes_dir(store, tokenizer, views=views, flip=flip, skipped=skipped)

@@ -78,6 +78,15 @@ def listed(damages: Sequence[Damage]) -> str:
     return ", ".join(f"{one.name} ({one.why})" for one in damages[:SHOWN]) + more
 
 
+def left_out(skipped: Mapping[str, Skipped]) -> str:
+    """What is left out, counted and named; "" for nothing."""
+    return "; ".join(
+        f"{sum(of.values())} {split} images ({', '.join(list(of)[:SHOWN])}"
+        f"{', ...' if len(of) > SHOWN else ''})"
+        for split, of in skipped.items()
+    )
+
+
 def stamp(size: int, mtime_ns: int) -> str:
     """Names the state of a file, without reading it."""
     return f"{size} {mtime_ns}"

@@ -1,15 +1,10 @@
 """What a training takes of its data: how images vary, and how they are read."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from srdd.errors import UserError
-from srdd_platform.data.augment import Augmentation
-from srdd_platform.data.damage import SHOWN, Skipped, usable
-from srdd_platform.data.manifest import Manifest
-from srdd_platform.data.store import Store, open_store
 
 CACHE_GB = 50.0
 
@@ -38,14 +33,6 @@ class ReadOptions:
         cache = self.cache.resolve() if self.cache else None
         return ReadOptions(max_bad=self.max_bad, cache=cache, cache_gb=self.cache_gb)
 
-    def open(self, data: str | Path) -> Store:
-        """The shards at a path or URI.
-
-        Raises:
-            UserError: there are none, or they cannot be read.
-        """
-        return open_store(data, self.cache, self.cache_gb)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataOptions(ReadOptions):
@@ -64,48 +51,3 @@ class DataOptions(ReadOptions):
         self.check_read()
         if self.loader_workers < 0:
             raise UserError(f"--loader-workers must be >= 0, got {self.loader_workers}")
-
-
-def inspected(store: Store, max_bad: int | None) -> dict[str, dict[str, int]]:
-    """What is left out of each split: found by looking at all of it once.
-
-    Raises:
-        UserError: it is more than ``max_bad`` samples of a split.
-    """
-    found = {split: store.inspect(split) for split in store.manifest.splits}
-    return usable(found, store.manifest, store.name, max_bad)
-
-
-def left_out(skipped: Mapping[str, Skipped]) -> str:
-    """What is left out, counted and named; "" for nothing."""
-    return "; ".join(
-        f"{sum(of.values())} {split} images ({', '.join(list(of)[:SHOWN])}"
-        f"{', ...' if len(of) > SHOWN else ''})"
-        for split, of in skipped.items()
-    )
-
-
-def pixel_settings(options: DataOptions, manifest: Manifest) -> dict[str, Any]:
-    """The settings of a training on pixels; none where every image is read as it is.
-
-    Raises:
-        UserError: random crops are asked for, and nothing is stored to crop.
-    """
-    margin = manifest.stored_side > manifest.resolution
-    crop = margin if options.crop is None else options.crop == "random"
-    augmentation = Augmentation(crop=crop, flip=options.flip)
-    augmentation.check(manifest)
-    found = {name: value for name, value in asdict(augmentation).items() if name != "seed"}
-    return {"augmentation": found} if any(found.values()) else {}
-
-
-def code_settings(options: DataOptions, views: int) -> dict[str, Any]:
-    """The settings of a training on codes; none where every image has one view.
-
-    Raises:
-        UserError: a crop is chosen, which views make by themselves.
-    """
-    if options.crop is not None:
-        raise UserError("--crop is for trainings on pixels: a transformer trains on codes, whose "
-                        "views are crops (--views)")  # fmt: skip
-    return {"codes": {"views": views, "flip": options.flip}} if views > 1 else {}

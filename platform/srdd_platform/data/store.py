@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from srdd.errors import UserError
 from srdd_platform.core.location import parse_location
-from srdd_platform.data.damage import Damage, Inspections, inspect_shard, stamp
+from srdd_platform.data.damage import Damage, Inspections, inspect_shard, stamp, usable
 from srdd_platform.data.index import ShardIndex, load_index
 from srdd_platform.data.manifest import Manifest, Shard
 
@@ -159,3 +159,13 @@ def open_store(location: str | Path, cache: Path | None = None, cache_gb: float 
 
         return CachedStore(str(place), cache or default_cache(), round(cache_gb * 1e9))
     return LocalStore(Path(place.path))
+
+
+def inspected(store: Store, max_bad: int | None) -> dict[str, dict[str, int]]:
+    """What is left out of each split: found by looking at all of it once.
+
+    Raises:
+        UserError: it is more than ``max_bad`` samples of a split.
+    """
+    found = {split: store.inspect(split) for split in store.manifest.splits}
+    return usable(found, store.manifest, store.name, max_bad)

@@ -38,6 +38,8 @@ from srdd_platform.core.parsing import integers
 from srdd_platform.core.ray_session import Session, session
 from srdd_platform.core.runs import open_run
 from srdd_platform.data.codes import encode
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.store import open_store
 from srdd_platform.distill.table import (
     missing_rows,
     print_table,
@@ -168,7 +170,7 @@ def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline,
     """The job with its pipeline's directory, the parent, and the preset with the parent's sizes."""
     job = replace(job, model=_pipeline_dir(job.model))
     parent = load_var(job.model)
-    model, manifest = parent.transformer, job.options.open(job.data).manifest
+    model, manifest = parent.transformer, _manifest(job)
     check_data(parent, job.model, manifest, job.data, classes=not model.config.unconditional)
     if job.evaluation.weights and job.evaluation.extractor == "classifier":
         check_classes(len(manifest.classes), str(job.data))
@@ -177,6 +179,11 @@ def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline,
     if job.options.teacher_kl:
         check_teacher(model, model.config)
     return job, parent, replace(preset, tokenizer=parent.tokenizer.config, transformer=model.config)
+
+
+def _manifest(job: Distillation) -> Manifest:
+    options = job.options
+    return open_store(job.data, options.cache, options.cache_gb).manifest
 
 
 def _pipeline_dir(path: Path) -> Path:
@@ -201,7 +208,7 @@ def _configuration(job: Distillation, preset: Preset) -> tuple[dict[str, Any], d
         "stages": job.stages,
         "loss": to_dict(options.apply_loss(preset.transformer_loss)),
         "optim": to_dict(options.apply(preset.transformer_optim)),
-        "data": options.open(job.data).manifest.fingerprint,
+        "data": _manifest(job).fingerprint,
     }
     runtime = {"model": str(job.model.resolve()), **to_dict(job.evaluation), "cfg": job.cfg}
     return settings, runtime

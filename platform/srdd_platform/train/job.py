@@ -15,15 +15,11 @@ from srdd.var.pipeline import load_tokenizer
 from srdd_platform.core.files import digest, sha256_file
 from srdd_platform.core.location import parse_location
 from srdd_platform.core.runs import decisive, tokenizer_dir
-from srdd_platform.data.code_places import codes_dir
+from srdd_platform.data.augment import pixel_settings
+from srdd_platform.data.code_places import code_settings, codes_dir
 from srdd_platform.data.dataset import ShardDataset
-from srdd_platform.data.options import (
-    CACHE_GB,
-    code_settings,
-    inspected,
-    pixel_settings,
-)
-from srdd_platform.data.store import Store, open_store
+from srdd_platform.data.options import CACHE_GB
+from srdd_platform.data.store import Store, inspected, open_store
 from srdd_platform.evaluation.extractors import check_classes
 from srdd_platform.train.init_from import check_init, weights_hash
 from srdd_platform.train.options import Options, Parallel, TransformerOptions
@@ -118,7 +114,7 @@ def make_job(
     """
     if options.parallel == "fsdp" and kind != "transformer":
         raise UserError(f"--parallel fsdp shards a transformer's blocks: train a {kind} with ddp")
-    store = options.open(data)
+    store = open_store(data, options.cache, options.cache_gb)
     manifest = store.manifest
     if manifest.resolution != preset.tokenizer.resolution:
         raise UserError(

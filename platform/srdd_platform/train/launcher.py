@@ -19,7 +19,7 @@ from srdd_platform.core.file_errors import explain
 from srdd_platform.core.out_of_memory import killed_for_memory
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import failure, note, open_run
-from srdd_platform.data.options import left_out
+from srdd_platform.data.damage import left_out
 from srdd_platform.train.checkpoints import claim_storage
 from srdd_platform.train.export import finish
 from srdd_platform.train.extend import extended, is_finished

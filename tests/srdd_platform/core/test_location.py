@@ -20,6 +20,7 @@ from srdd_platform.core.location import parse_location, parse_path
 from srdd_platform.core.storage import open_storage
 from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.remote import fetch
+from srdd_platform.data.store import open_store
 from srdd_platform.train.checkpoints import last_step
 from srdd_platform.train.job import make_job
 from srdd_platform.train.options import Options
@@ -272,7 +273,7 @@ def test_data_is_read_from_any_folder_in_any_form(
     shutil.copytree(digits_shards, folder)
     manifest = Manifest.load(digits_shards)
     for form in (str(folder), folder.as_uri(), f"{folder}/"):
-        store = Options(cache=tmp_path / "cache").open(form)
+        store = open_store(form, tmp_path / "cache", 1.0)
         assert store.manifest.fingerprint == manifest.fingerprint
         out = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
         assert fetch(form, out).fingerprint == manifest.fingerprint

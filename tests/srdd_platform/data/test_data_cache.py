@@ -28,9 +28,8 @@ from srdd_platform.data import cache
 from srdd_platform.data.cache import CachedStore, make_room
 from srdd_platform.data.dataset import ShardDataset, load_images
 from srdd_platform.data.manifest import Manifest
-from srdd_platform.data.options import inspected
 from srdd_platform.data.shards import prepare
-from srdd_platform.data.store import LocalStore, open_store
+from srdd_platform.data.store import LocalStore, inspected, open_store
 from srdd_platform.train.batches import batches
 from srdd_platform.train.job import Job
 

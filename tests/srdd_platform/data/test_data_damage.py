@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from srdd.errors import UserError
-from srdd_platform.data.damage import INSPECTED
+from srdd_platform.data.damage import INSPECTED, left_out
 from srdd_platform.data.dataset import ShardDataset
-from srdd_platform.data.options import inspected, left_out
 from srdd_platform.data.shards import prepare
-from srdd_platform.data.store import LocalStore
+from srdd_platform.data.store import LocalStore, inspected
 
 SHARD = "train-000001.tar"
 
