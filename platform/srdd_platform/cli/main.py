@@ -20,8 +20,7 @@ from srdd_platform.cli.terminal import Terminal
 from srdd_platform.core.interrupts import end_on_sigterm
 from srdd_platform.core.option_names import as_option
 from srdd_platform.core.ray_settings import check_settings
-from srdd_platform.train.options import Options, TransformerOptions
-from srdd_platform.train.tokenizer_options import TokenizerOptions
+from srdd_platform.train.options import Options, TokenizerOptions, TransformerOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from srdd_platform.data.store import Store, inspected, open_store
 from srdd_platform.evaluation.extractors import check_classes
 from srdd_platform.train.init_from import check_init, weights_hash
 from srdd_platform.train.options import Options, Parallel, TransformerOptions
-from srdd_platform.train.tokenizer_options import tokenizer_settings
+from srdd_platform.train.tokenizer_settings import tokenizer_settings
 
 Kind = Literal["tokenizer", "transformer", "classifier"]
 

@@ -11,6 +11,7 @@ from srdd.train.config import (
     OptimConfig,
     Precision,
     ScaleWeights,
+    TokenizerLossConfig,
     TransformerLossConfig,
 )
 from srdd_platform.core.location import parse_location
@@ -116,6 +117,48 @@ class TransformerOptions(Options):
         """The preset's optimizer with what was given here."""
         compiled, again = optim.compile or self.compile, optim.recompute or self.recompute
         return replace(Options.apply(self, optim), compile=compiled, recompute=again)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerOptions(Options):
+    """What a tokenizer's training takes beside. None leaves the preset's value."""
+
+    lpips: Path | None = None  # weights of LPIPS: all in one file, or VGG16 alone
+    lpips_heads: Path | None = None  # LPIPS's heads, where --lpips has VGG16 alone
+    lpips_weight: float | None = None  # of the perceptual loss; 1 where --lpips is given
+    gan_weight: float | None = None  # of the adversarial loss; VQGAN's and vaex's are 0.4 to 1
+    gan_start: float | None = None  # share of the steps before the discriminator begins
+    entropy_weight: float | None = None  # of the entropy of assignments
+    scale_drop: float | None = None  # share of images quantised without some of the scales
+    extractor: Literal["classifier", "inception"] = "classifier"  # whose features rFID compares
+    weights: Path | None = None  # the extractor's; without them no rFID is measured
+
+    def __post_init__(self) -> None:
+        Options.__post_init__(self)  # a class with slots is made anew: super() would not find it
+        for name in ("lpips_heads", "lpips_weight"):
+            if getattr(self, name) is not None and self.lpips is None:
+                raise UserError(f"--{name.replace('_', '-')} goes with --lpips")
+        for name in ("lpips", "lpips_heads", "weights"):
+            path = getattr(self, name)
+            if path is not None and not path.exists():
+                raise UserError(f"--{name.replace('_', '-')} {path} does not exist")
+
+    @property
+    def lpips_files(self) -> list[Path]:
+        """The files with LPIPS's weights."""
+        return [path for path in (self.lpips, self.lpips_heads) if path is not None]
+
+    def apply_loss(self, loss: TokenizerLossConfig) -> TokenizerLossConfig:
+        """The preset's loss with what was given here."""
+        lpips = (loss.lpips or 1.0) if self.lpips and self.lpips_weight is None else None
+        given: dict[str, Any] = {
+            "lpips": self.lpips_weight if lpips is None else lpips,
+            "gan": self.gan_weight,
+            "gan_start": self.gan_start,
+            "entropy": self.entropy_weight,
+            "scale_drop": self.scale_drop,
+        }
+        return replace(loss, **{name: v for name, v in given.items() if v is not None})
 
 
 def _given(options: Any, config: C) -> C:

@@ -22,7 +22,7 @@ from srdd.var.transformer import ScaleTransformer
 from srdd.var.warm_start import WarmStart, warm_start
 from srdd_platform.core.runs import model_dir, tokenizer_dir
 from srdd_platform.train.job import Job
-from srdd_platform.train.tokenizer_options import checked_lpips
+from srdd_platform.train.tokenizer_settings import checked_lpips
 
 
 def build_task(job: Job) -> Task:

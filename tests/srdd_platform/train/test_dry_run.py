@@ -23,9 +23,8 @@ from srdd_platform.train import dry_run as module
 from srdd_platform.train.dry_run import dry_run
 from srdd_platform.train.estimate import measure, parameter_counts, worker_memory
 from srdd_platform.train.job import Job, make_job, transformer_settings
-from srdd_platform.train.options import Options
+from srdd_platform.train.options import Options, TokenizerOptions
 from srdd_platform.train.tasks import blank_task, build_task
-from srdd_platform.train.tokenizer_options import TokenizerOptions
 
 D16 = TransformerConfig(patch_nums=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 

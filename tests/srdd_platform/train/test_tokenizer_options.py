@@ -23,8 +23,8 @@ from srdd_platform.evaluation.extractors import load_extractor
 from srdd_platform.evaluation.metrics import Reference, measure
 from srdd_platform.train.job import Job, make_job
 from srdd_platform.train.launcher import train
-from srdd_platform.train.options import Options
-from srdd_platform.train.tokenizer_options import TokenizerOptions, checked_lpips
+from srdd_platform.train.options import Options, TokenizerOptions
+from srdd_platform.train.tokenizer_settings import checked_lpips
 from srdd_platform.train.validation import validate
 
 MODEL = TokenizerConfig(
