@@ -1,5 +1,7 @@
 """Rows: one evaluated setting each. ``rows/<key>.json`` is the truth, ``trials.parquet`` a view.
 
+This module imports neither pandas nor Arrow: :mod:`srdd_platform.evaluation.table` has the view.
+
 A sweep directory holds::
 
     config.json       the resolved configuration of the sweep
@@ -20,11 +22,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from srdd_platform.core.files import atomic_path, read_json, to_json_bytes, write_once
+from srdd_platform.core.files import read_json, to_json_bytes, write_once
 from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, NEW_COLUMNS, PROTOCOL
 
 
@@ -67,21 +65,7 @@ _COLUMN = {"inception_score": "is"}  # "is" is a Python keyword
 _OF_MODEL = ("tags", "settings")  # fields of a row that hold several columns
 
 
-def _arrow_type(hint: Any) -> pa.DataType:
-    """Arrow's type for a field: numbers and booleans as such, all else as text."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    known = ((float, pa.float64()), (int, pa.int64()), (bool, pa.bool_()))
-    return next((arrow for kind, arrow in known if kind in options), pa.string())
-
-
-def _types(kind: type[Any]) -> dict[str, pa.DataType]:
-    """Arrow's type for each field of a dataclass."""
-    hints = get_type_hints(kind)
-    return {f.name: _arrow_type(hints[f.name]) for f in fields(kind)}
-
-
-COLUMNS = {_COLUMN.get(k, k): v for k, v in _types(Row).items() if k not in _OF_MODEL}
-_BEFORE = tuple(COLUMNS)[: tuple(COLUMNS).index("n")]  # the columns before those of the model
+COLUMNS = {_COLUMN.get(f.name, f.name): f.name for f in fields(Row) if f.name not in _OF_MODEL}
 
 
 def model_columns(columns: Iterable[str]) -> list[str]:
@@ -142,53 +126,18 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["kind"], row["order"], row["key"]))
 
 
-def table_schema(
-    rows: Iterable[Mapping[str, Any]], settings_type: type[Any] | None = None
-) -> pa.Schema:
-    """The columns of a table of rows, and their types.
-
-    Args:
-        rows: as :func:`to_json` makes them.
-        settings_type: the dataclass of the sampler's settings: its columns have its types even
-            where all values are null. Without it, the types are those of the values.
-    """
-    rows = list(rows)
-    known = {} if settings_type is None else _types(settings_type)
-    found = {name: None for row in rows for name in model_columns(row) if name not in known}
-    own = {name: _seen_type([row.get(name) for row in rows]) for name in found} | known
-    first = bool(rows) and all("protocol" not in row for row in rows)
-    before = {name: COLUMNS[name] for name in _BEFORE}
-    columns = {**before, **own, **COLUMNS}
-    return pa.schema([c for c in columns.items() if not (first and c[0] in NEW_COLUMNS)])
-
-
-def _seen_type(values: list[Any]) -> pa.DataType:
-    """Arrow's type for values; text where all are null."""
-    found = pa.infer_type(values)
-    return pa.string() if pa.types.is_null(found) else found
-
-
-def compile_table(directory: Path, settings_type: type[Any] | None = None) -> pd.DataFrame:
-    """Compile ``trials.parquet`` from ``rows/`` atomically and return it.
-
-    Args:
-        directory: of the sweep.
-        settings_type: as for :func:`table_schema`.
-    """
-    rows = read_rows(directory)
-    table = pa.Table.from_pylist(rows, schema=table_schema(rows, settings_type))
-    with atomic_path(directory / "trials.parquet") as temporary:
-        pq.write_table(table, temporary)
-    return read_table(directory)
-
-
-def read_table(directory: Path) -> pd.DataFrame:
-    """Read ``trials.parquet`` as a frame: a column for each of its protocol's."""
-    return pd.read_parquet(directory / "trials.parquet")
-
-
-def frontier(table: pd.DataFrame, cost: str = "gflops_per_image") -> pd.DataFrame:
+def frontier(
+    rows: Iterable[Mapping[str, Any]], cost: str = "gflops_per_image"
+) -> list[Mapping[str, Any]]:
     """The trials that no other trial beats in both FID and cost, cheapest first."""
-    good = table[(table.kind == "trial") & (table.status == "ok")].dropna(subset=["fid", cost])
-    ordered = good.sort_values([cost, "fid"])
-    return ordered[ordered["fid"] < ordered["fid"].cummin().shift(fill_value=math.inf)]
+    good = [row for row in rows if row["kind"] == "trial" and row["status"] == "ok"]
+    measured = [row for row in good if _is_number(row["fid"]) and _is_number(row[cost])]
+    found: list[Mapping[str, Any]] = []
+    for row in sorted(measured, key=lambda row: (row[cost], row["fid"])):
+        if not found or row["fid"] < found[-1]["fid"]:
+            found.append(row)
+    return found
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and value == value

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,6 +14,7 @@ from srdd.errors import UserError
 from srdd_platform.core.files import read_json
 from srdd_platform.evaluation.protocol import NEW_COLUMNS
 from srdd_platform.evaluation.rows import COLUMNS, frontier, model_columns
+from srdd_platform.evaluation.table import COLUMN_TYPES
 from srdd_platform.report.hypervolume import hypervolume, hypervolume_reference
 from srdd_platform.report.wording import Record, fingerprint_text, label, number
 
@@ -109,7 +109,7 @@ def load_sweep(directory: Path) -> SweepData:
         lacking = [name for name in COLUMNS if name not in table.column_names]
         if "protocol" in lacking:  # fid@1
             lacking = [name for name in lacking if name not in NEW_COLUMNS]
-        types = [(field.name, COLUMNS.get(field.name, field.type)) for field in table.schema]
+        types = [(field.name, COLUMN_TYPES.get(field.name, field.type)) for field in table.schema]
         rows = [] if lacking else table.cast(pa.schema(types)).to_pylist()
     except (pa.ArrowException, OSError):
         raise UserError(f"{path} is damaged: delete it and run the sweep again") from None
@@ -186,10 +186,6 @@ def frontier_info(
             f"one frontier over {axis.column} needs one device and dtype; "
             f"these trials have: {' | '.join(places)}"
         )
-    columns = ["key", "kind", "status", "fid", axis.column]
-    table = pd.DataFrame([{name: row[name] for name in columns} for row in costed])
-    keys = list(frontier(table, axis.column)["key"])
-    by_key = {row["key"]: row for row in costed}
     markers, lines, notes = _references(rows, axis, together[0], places[0])
     reference = hypervolume_reference(config or {}, axis.column)
     points = [(row[axis.column], row["fid"]) for row in costed]
@@ -197,7 +193,7 @@ def frontier_info(
         axis=axis,
         protocol=together[0],
         trials=sorted(costed, key=lambda row: (row[axis.column], row["fid"], row["key"])),
-        frontier=[by_key[key] for key in keys],
+        frontier=[dict(row) for row in frontier(costed, axis.column)],
         references=markers,
         lines=lines,
         hypervolume=None if reference is None else hypervolume(points, reference),

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from srdd_platform.evaluation.rows import frontier
 
 SHOWN = 12  # rows of the live table
 _COLUMNS = (
@@ -76,10 +77,10 @@ def live(
         yield on_row
 
 
-def print_frontier(frontier: pd.DataFrame, table: pd.DataFrame, console: Console) -> None:
-    """The trials that no other beats in both FID and cost."""
-    extractors = ", ".join(sorted({str(name) for name in frontier["extractor"]}))
-    trials = int((table["kind"] == "trial").sum())
+def print_frontier(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The trials among a sweep's rows that no other beats in both FID and cost."""
+    best = frontier(rows)
+    extractors = ", ".join(sorted({row["extractor"] for row in best}))
+    trials = sum(row["kind"] == "trial" for row in rows)
     title = f"Frontier of {trials} trials (FID on features of {extractors})"
-    rows: list[dict[str, Any]] = frontier.to_dict("records")  # type: ignore[assignment]
-    console.print(rows_table(title, rows))
+    console.print(rows_table(title, best))

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from optuna.distributions import BaseDistribution, distribution_to_json
 from rich.console import Console
 
@@ -27,7 +26,8 @@ from srdd_platform.core.runs import check_place, model_dir, note, open_run
 from srdd_platform.data.manifest import Manifest
 from srdd_platform.evaluation.evaluator import EvaluationConfig, weights_digest
 from srdd_platform.evaluation.protocol import begun_under
-from srdd_platform.evaluation.rows import compile_table, frontier, read_rows
+from srdd_platform.evaluation.rows import read_rows
+from srdd_platform.evaluation.table import compile_table
 from srdd_platform.report.page import build_report
 from srdd_platform.sweep import console as tables
 from srdd_platform.sweep import references
@@ -71,9 +71,9 @@ def run_sweep(
         settings, runtime = _settings(name, space, grid, base, models, evaluation, args)
         with open_run(out, f"sweep {name}", settings, runtime):
             _search(space, grid, base, args, models, evaluation, out, cluster, console)
-            table = compile_table(out, type(base))
+            compile_table(out, type(base))
             report = build_report(out)
-    _print_outcome(table, out, report, console)
+    _print_outcome(out, report, console)
     return out
 
 
@@ -217,11 +217,11 @@ def _slots(args: SweepArgs, cluster: Session) -> tuple[int, int]:
     return slots, max(1, cpus // slots)
 
 
-def _print_outcome(table: pd.DataFrame, out: Path, report: Path, console: Console) -> None:
+def _print_outcome(out: Path, report: Path, console: Console) -> None:
     """The frontier, where the report is, and the command that serves the best."""
-    tables.print_frontier(frontier(table), table, console)
-    failed = [row for row in read_rows(out) if row["status"] == "failed"]
-    for row in failed:
+    rows = read_rows(out)
+    tables.print_frontier(rows, console)
+    for row in (row for row in rows if row["status"] == "failed"):
         console.print(f"failed: {row['key']}: {row['error']}", style="red")
     console.print(f"Report:  {report}", soft_wrap=True)
     if (out / "best").exists():

@@ -25,7 +25,8 @@ from srdd_platform.evaluation.protocol import (
     begun_under,
     under,
 )
-from srdd_platform.evaluation.rows import compile_table, read_rows, write_row
+from srdd_platform.evaluation.rows import read_rows, write_row
+from srdd_platform.evaluation.table import compile_table
 from srdd_platform.report.page import build_report
 from srdd_platform.sweep.best import best_row
 from srdd_platform.sweep.options import SweepArgs

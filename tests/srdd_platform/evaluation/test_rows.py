@@ -2,11 +2,11 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,17 +18,15 @@ from srdd import SamplerConfig
 from srdd.errors import UserError
 from srdd_platform.evaluation.rows import (
     Row,
-    compile_table,
     frontier,
     model_columns,
     read_rows,
-    read_table,
     settings_columns,
     settings_of,
-    table_schema,
     to_json,
     write_row,
 )
+from srdd_platform.evaluation.table import compile_table, read_table, table_schema
 
 SCHEMA = table_schema([to_json(var_row("a"))], SamplerConfig)
 
@@ -200,45 +198,49 @@ def test_the_settings_of_a_row_come_back() -> None:
     assert list(settings_columns(config)) == list(SETTINGS)
 
 
-def table_of(points: list[tuple[float | None, float | None]], **values: Any) -> pd.DataFrame:
-    rows = [
-        to_json(var_row(f"k{i}", fid=fid, gflops_per_image=cost, **values))
+def rows_of(points: list[tuple[float | None, float | None]]) -> list[dict[str, Any]]:
+    return [
+        to_json(var_row(f"k{i}", fid=fid, gflops_per_image=cost))
         for i, (cost, fid) in enumerate(points)
     ]
-    return pa.Table.from_pylist(rows, schema=SCHEMA).to_pandas()
+
+
+def keys(rows: list[Mapping[str, Any]]) -> list[str]:
+    return [row["key"] for row in rows]
 
 
 def test_the_frontier_holds_what_no_other_beats() -> None:
     points = [(3.0, 1.0), (1.0, 5.0), (2.0, 5.0), (2.0, 3.0), (1.0, 6.0), (4.0, 1.0), (5.0, 0.0)]
-    found = frontier(table_of(points))
-    assert found["key"].tolist() == ["k1", "k3", "k0", "k6"]
+    assert keys(frontier(rows_of(points))) == ["k1", "k3", "k0", "k6"]
 
 
 def test_the_frontier_leaves_out_references_failures_and_gaps() -> None:
-    table = table_of([(1.0, 9.0), (0.5, 0.1), (0.4, 0.1), (0.3, None), (None, 0.1)])
-    table.loc[1, "kind"] = "reference"
-    table.loc[2, "status"] = "failed"
-    assert frontier(table)["key"].tolist() == ["k0"]
+    nan = float("nan")  # as Tune reports what a failed trial lacks
+    rows = rows_of([(1.0, 9.0), (0.5, 0.1), (0.4, 0.1), (0.3, None), (None, 0.1), (0.2, nan)])
+    rows[1]["kind"] = "reference"
+    rows[2]["status"] = "failed"
+    assert keys(frontier(rows)) == ["k0"]
+    assert keys(frontier([{**row, "fid": row["fid"] or nan} for row in rows])) == ["k0"]
 
 
 def test_the_frontier_takes_another_cost() -> None:
-    table = table_of([(1.0, 2.0), (2.0, 1.0)])
-    table["latency_ms"] = [9.0, 3.0]
-    assert frontier(table, "latency_ms")["key"].tolist() == ["k1"]
+    rows = rows_of([(1.0, 2.0), (2.0, 1.0)])
+    rows[0]["latency_ms"], rows[1]["latency_ms"] = 9.0, 3.0
+    assert keys(frontier(rows, "latency_ms")) == ["k1"]
 
 
 def test_an_empty_table_has_an_empty_frontier() -> None:
-    assert len(frontier(table_of([]))) == 0
+    assert frontier([]) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
 def test_the_frontier_is_what_the_definition_says(points: list[tuple[int, int]]) -> None:
-    found = frontier(table_of([(float(cost), float(fid)) for cost, fid in points]))
+    found = frontier(rows_of([(float(cost), float(fid)) for cost, fid in points]))
     pairs = set(points)
     beaten = {
         (cost, fid)
         for cost, fid in pairs
         if any(c <= cost and f <= fid and (c, f) != (cost, fid) for c, f in pairs)
     }
-    shown = list(zip(found["gflops_per_image"], found["fid"], strict=True))
+    shown = [(row["gflops_per_image"], row["fid"]) for row in found]
     assert shown == sorted(pairs - beaten)  # each once, cheapest first

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from srdd_platform.core.files import write_json
-from srdd_platform.evaluation.rows import Row, compile_table, write_row
+from srdd_platform.evaluation.rows import Row, write_row
+from srdd_platform.evaluation.table import compile_table
 from srdd_platform.report import inputs
 from srdd_platform.report.inputs import report_is_current
 from srdd_platform.report.page import build_report

@@ -16,7 +16,8 @@ from var_rows import var_row
 from srdd import SamplerConfig
 from srdd.errors import UserError
 from srdd_platform.core.files import write_json
-from srdd_platform.evaluation.rows import Row, compile_table, write_row
+from srdd_platform.evaluation.rows import Row, write_row
+from srdd_platform.evaluation.table import compile_table
 from srdd_platform.report.figures import draw_frontier, draw_parallel, draw_threshold
 from srdd_platform.report.hypervolume import hypervolume
 from srdd_platform.report.info import (

@@ -4,11 +4,10 @@ import io
 import math
 from typing import Any
 
-import pyarrow as pa
 from rich.console import Console
 from var_rows import var_row
 
-from srdd_platform.evaluation.rows import frontier, table_schema, to_json
+from srdd_platform.evaluation.rows import to_json
 from srdd_platform.sweep.console import SHOWN, live, print_frontier, rows_table
 
 
@@ -69,9 +68,8 @@ def test_the_frontier_names_the_extractor() -> None:
         row(1, fid=3.0, gflops_per_image=2.0, extractor="classifier-12345678", cfg=0.75),
         {**row(2, fid=9.0), "kind": "reference"},
     ]
-    table = pa.Table.from_pylist(rows, schema=table_schema(rows)).to_pandas()
     out, file = console(terminal=False)
-    print_frontier(frontier(table), table, out)
+    print_frontier(rows, out)
     text = file.getvalue()
     assert "Frontier of 2 trials (FID on features of classifier-12345678)" in text
     assert "0.25" in text
