@@ -1,16 +1,50 @@
-"""Devices by name."""
+"""Devices and dtypes by the names that options have.
 
-import torch
+torch is imported where one is looked up, so that options can be read without it.
+"""
+
+from typing import TYPE_CHECKING, Literal, get_args
 
 from srdd.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def find_device(name: str) -> torch.device:
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)  # of a model's weights while it samples
+
+
+def check_dtype(name: str) -> None:
+    """Refuse a dtype that no model samples in.
+
+    Raises:
+        UserError: its name is not in :data:`DTYPES`.
+    """
+    if name not in DTYPES:
+        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+
+
+def find_dtype(name: str) -> "torch.dtype":
+    """A torch dtype.
+
+    Raises:
+        UserError: its name is not in :data:`DTYPES`.
+    """
+    import torch
+
+    check_dtype(name)
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def find_device(name: str) -> "torch.device":
     """A torch device that is there.
 
     Raises:
         UserError: the name is unknown, or this machine has none.
     """
+    import torch
+
     try:
         found = torch.device(name)
     except RuntimeError:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from srdd.devices import find_device
+from srdd.devices import find_device, find_dtype
 from srdd.errors import UserError
 from srdd.images import grid
 from srdd.load import load_var
@@ -67,7 +67,7 @@ def draw_to(command: "Sample", console: Console) -> None:
     check_accelerators(
         target, int8=command.int8, compiled=command.compile, cuda_graph=command.cuda_graph
     )
-    pipeline = load_var(command.model).to(target, getattr(torch, command.dtype))
+    pipeline = load_var(command.model).to(target, find_dtype(command.dtype))
     config = resolve(command, pipeline.sampler)
     labels = pick_labels(pipeline, command.classes, command.num)
     seeds = image_seeds(command.seed, 0, command.num)

@@ -17,7 +17,7 @@ import httpx
 import ray
 from ray import serve
 
-from srdd.devices import find_device
+from srdd.devices import check_dtype, find_device
 from srdd.errors import UserError
 from srdd.generator import Generator
 from srdd.load import load_pipeline
@@ -27,7 +27,6 @@ from srdd_platform.serving.api import MAX_N
 from srdd_platform.serving.deployment import (
     APPLICATION,
     DRAIN_S,
-    DTYPES,
     ReplicaOptions,
     deploy,
     start,
@@ -149,8 +148,7 @@ def _check(options: ReplicaOptions, replicas: int) -> None:
             raise UserError(f"{name} must be at least 1, got {value}")
     if options.device not in ("cpu", "cuda"):
         raise UserError(f"--device must be cpu or cuda, got {options.device!r}")
-    if options.dtype not in DTYPES:
-        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
+    check_dtype(options.dtype)
 
 
 def _free_port(host: str, port: int) -> int:

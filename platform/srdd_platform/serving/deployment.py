@@ -10,13 +10,13 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
+from srdd.devices import find_dtype
 from srdd.generator import Generator
 from srdd.load import load_pipeline
 from srdd_platform.serving import proxy
 from srdd_platform.serving.api import MAX_N, Outcome, Service, create_app
 from srdd_platform.serving.engine import Engine
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 APPLICATION = "srdd"
 DRAIN_S = 20.0  # from the signal to stop: for the requests in progress
 SECONDS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
@@ -53,7 +53,7 @@ class Replica:
     def __init__(self, options: ReplicaOptions) -> None:
         torch.set_num_threads(options.threads)
         engine = Engine(
-            options.load(options.pipeline).to(options.device, DTYPES[options.dtype]),
+            options.load(options.pipeline).to(options.device, find_dtype(options.dtype)),
             max_batch=options.max_batch,
             max_images=options.max_images,
             pad=options.device != "cpu",

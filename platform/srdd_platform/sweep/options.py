@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from srdd.devices import check_dtype
 from srdd.errors import UserError
 from srdd_platform.evaluation.protocol import MIN_IMAGES
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +36,7 @@ class SweepArgs:
             raise UserError(f"--num must be at least {MIN_IMAGES}, got {self.num}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed must lie in [0, 2**32), got {self.seed}")
-        if self.dtype not in DTYPES:
-            raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        check_dtype(self.dtype)
         if self.device != "cpu" and not self.device.startswith("cuda"):
             raise UserError(f"--device must be cpu or cuda, got {self.device!r}")
         if (self.model is None) != (self.data is None):
