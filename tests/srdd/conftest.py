@@ -1,6 +1,7 @@
 """Small models with open gates: with VAR's initialisation any mask would pass a parity test."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from srdd.var.attention import attend_scales
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.masks import Mask
 from srdd.var.scales import ScaleSchedule
+from srdd.var.state import SampleState
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import Conditioning, ScaleTransformer
 
@@ -104,6 +106,16 @@ def run_whole() -> Callable[..., Tensor]:
         return x_BlW
 
     return run
+
+
+@pytest.fixture(scope="session")
+def under() -> Callable[[Pipeline, SampleState, SamplerConfig], SampleState]:
+    """A state that goes on under other settings, of the same scales."""
+
+    def other(_: Pipeline, state: SampleState, config: SamplerConfig) -> SampleState:
+        return replace(state, config=config)
+
+    return other
 
 
 def _assert_same(a: Any, b: Any) -> None:

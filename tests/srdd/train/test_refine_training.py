@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd import Pipeline, SamplerConfig
+from srdd import Pipeline, SamplerConfig, sample
 from srdd.train.config import OptimConfig, TransformerLossConfig
 from srdd.train.loop import Batch
 from srdd.train.var.refine import Hidden, draw_hidden, refined_input
@@ -66,10 +66,10 @@ def test_the_input_is_that_of_samplings_kept_feedback(
     redrawn: list[Tensor] = []
     evaluate, draw, choose = sampling._evaluate, sampling.CodeLaw.draw, sampling.candidates
 
-    def watch_fed(pipe, state, tokens, conf, *, write):  # type: ignore[no-untyped-def]
+    def watch_fed(model, state, tokens, write):  # type: ignore[no-untyped-def]
         if not write:
-            fed.append((state.scale, tokens.clone()))
-        return evaluate(pipe, state, tokens, conf, write=write)
+            fed.append((state.step, tokens.clone()))
+        return evaluate(model, state, tokens, write)
 
     def watch_drawn(self, uniforms, conf, old=None, redraw=None):  # type: ignore[no-untyped-def]
         codes, likely = draw(self, uniforms, conf, old, redraw)
@@ -84,7 +84,7 @@ def test_the_input_is_that_of_samplings_kept_feedback(
     monkeypatch.setattr(sampling, "_evaluate", watch_fed)
     monkeypatch.setattr(sampling.CodeLaw, "draw", watch_drawn)
     monkeypatch.setattr(sampling, "candidates", watch_redrawn)
-    result = sampling.sample(pipeline, torch.tensor([2]), config, torch.tensor([11]))
+    result = sample(pipeline, torch.tensor([2]), config, torch.tensor([11]))
     assert len(fed) >= 2
     for scale, tokens in fed:
         begin, end = schedule.spans[scale]

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from srdd import Pipeline, SamplerConfig, sample
 from srdd.nn.autoencoder import Decoder, Upsample
 from srdd.var import checks as request
-from srdd.var import sampling
 from srdd.var.attention import KVCache
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.cost import conditioning_flops, decoder_flops, increment_flops, pass_flops
@@ -172,12 +171,12 @@ def test_the_count_is_that_of_the_loop_really_run(
     Each image stands twice, so that none is refined alone: a lone row is padded.
     """
     pipeline = make_pipeline(mask)
-    state = sampling.begin(pipeline, LABELS // 2, config, [5, 5, 6, 6])
-    before = int(state.flops_B.sum())
+    state = pipeline.begin(LABELS // 2, config, [5, 5, 6, 6])
+    before = int(state.cost.flops_B.sum())
     with _count() as counter:
         for _ in range(4):
-            state = sampling.advance(pipeline, state, config)
-    assert int(state.flops_B.sum()) - before == counter.get_total_flops()
+            state = pipeline.advance(state)
+    assert int(state.cost.flops_B.sum()) - before == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("mask", ["block_causal", "markov"])
@@ -206,19 +205,19 @@ def test_the_cost_of_each_image_is_that_of_drawing_it_alone(
     """Where early stopping makes them differ. Alone means four times, or rows would be padded."""
     pipeline = make_pipeline(mask)
     config = SamplerConfig(cfg=1.0, refine_steps=4, resample_threshold=0.04)
-    state = sampling.begin(pipeline, LABELS, config, SEEDS)
-    before_B = state.flops_B
+    state = pipeline.begin(LABELS, config, SEEDS)
+    before_B = state.cost.flops_B
     for _ in range(4):
-        state = sampling.advance(pipeline, state, config)
+        state = pipeline.advance(state)
     counts = []
     for i in range(4):
-        alone = sampling.begin(pipeline, LABELS[[i] * 4], config, [SEEDS[i]] * 4)
+        alone = pipeline.begin(LABELS[[i] * 4], config, [SEEDS[i]] * 4)
         with _count() as counter:
             for _ in range(4):
-                alone = sampling.advance(pipeline, alone, config)
+                alone = pipeline.advance(alone)
         counts.append(counter.get_total_flops() / 4)
     assert len(set(counts)) > 1
-    assert (state.flops_B - before_B).tolist() == counts
+    assert (state.cost.flops_B - before_B).tolist() == counts
 
 
 def test_stopping_early_makes_cost_a_matter_of_the_image(make_pipeline: MakePipeline) -> None:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from srdd import Pipeline, SamplerConfig, sample, sample_stream
-from srdd.errors import UserError
 from srdd.var import sampling
-from srdd.var import state as sample_state
 from srdd.var.masks import MASKS, Mask
+from srdd.var.state import SampleState
 
 MakePipeline = Callable[..., Pipeline]
+Under = Callable[[Pipeline, SampleState, SamplerConfig], SampleState]
 LABELS = torch.tensor([0, 1, 2])
 SEEDS = [7, 8, 9]
 SIMPLE = SamplerConfig(refine_steps=3, resample="simple")
@@ -65,9 +65,9 @@ def test_the_second_pass_of_one_image_is_named_though_others_have_stopped(
     """The network's own output is not finite there, guided, at the third scale."""
     pipeline = make_pipeline(fresh=True)
     config = SamplerConfig(cfg=1.0, refine_steps=5, resample_threshold=0.2)
-    state = sampling.begin(pipeline, LABELS, config, SEEDS)
+    state = pipeline.begin(LABELS, config, SEEDS)
     for _ in range(2):
-        state = sampling.advance(pipeline, state, config)
+        state = pipeline.advance(state)
     before_head, calls = pipeline.transformer.before_head, []
 
     def failing(x_BlW: Tensor, conditioning: object) -> Tensor:
@@ -77,7 +77,7 @@ def test_the_second_pass_of_one_image_is_named_though_others_have_stopped(
 
     monkeypatch.setattr(pipeline.transformer, "before_head", failing)
     with pytest.raises(FloatingPointError, match=r"at scale 3x3, refinement pass 2$"):
-        sampling.advance(pipeline, state, config)
+        pipeline.advance(state)
 
 
 def test_a_pruned_schedules_scale_is_named_by_its_side(make_pipeline: MakePipeline) -> None:
@@ -93,61 +93,47 @@ def test_a_stream_stops_at_the_scale_that_failed(make_pipeline: MakePipeline) ->
         next(stream)
 
 
-def _advance_unchecked(
-    pipeline: Pipeline, state: sample_state.SampleState, config: SamplerConfig, scales: int
-) -> sample_state.SampleState:
+def _advance_unchecked(pipeline: Pipeline, state: SampleState, scales: int) -> SampleState:
     """As off the CPU, where no scale waits to learn whether it was finite."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "check_finite", lambda *_: None)
         for _ in range(scales):
-            state = sampling.advance(pipeline, state, config)
+            state = pipeline.advance(state)
     return state
 
 
 def test_a_fault_stays_with_its_images(make_pipeline: MakePipeline) -> None:
     pipeline, config = make_pipeline(fresh=True), SamplerConfig()
-    start = sampling.begin(pipeline, LABELS, config, SEEDS)
-    good = sampling.advance(pipeline, start, config)
-    bad = _advance_unchecked(_failing(pipeline, 1), start, config, 1)
-    joined = sample_state.join([good, bad])
-    first, last = sample_state.split(joined, [3, 3])
+    start = pipeline.begin(LABELS, config, SEEDS)
+    good = pipeline.advance(start)
+    bad = _advance_unchecked(_failing(pipeline, 1), start, 1)
+    joined = SampleState.join([good, bad])
+    first, last = (joined.select(rows) for rows in torch.arange(6).split(3))
     for part in (bad, joined, last):
-        for use in (sampling.finish, sampling.images_of):
-            with pytest.raises(FloatingPointError, match=r"at scale 1x1$"):
-                use(pipeline, part)
+        with pytest.raises(FloatingPointError, match=r"at scale 1x1$"):
+            pipeline.decode(part)
     for part in (good, first):
-        sampling.check_finite(part)
+        assert pipeline.decode(part).isfinite().all()
 
 
 def test_the_first_fault_is_the_one_named(make_pipeline: MakePipeline) -> None:
     """Later ones follow from it; and the codes stay within the vocabulary."""
     pipeline = _failing(make_pipeline(fresh=True), 4)
-    state = sampling.begin(pipeline, LABELS, SIMPLE, SEEDS)
-    state = _advance_unchecked(pipeline, state, SIMPLE, 4)
+    state = pipeline.begin(LABELS, SIMPLE, SEEDS)
+    state = _advance_unchecked(pipeline, state, 4)
     assert state.codes_BL.shape == (3, 30)
     assert 0 <= int(state.codes_BL.min()) <= int(state.codes_BL.max()) < 32
     with pytest.raises(FloatingPointError, match=r"at scale 2x2, refinement pass 2$"):
-        sampling.finish(pipeline, state)
+        pipeline.decode(state)
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_state_begun_without_guidance_cannot_be_guided(
-    make_pipeline: MakePipeline, mask: Mask, batch: int
+def test_a_state_begun_with_guidance_may_do_without(
+    make_pipeline: MakePipeline, under: Under, mask: Mask
 ) -> None:
-    """One image would broadcast against its own other half."""
-    pipeline, plain = make_pipeline(mask), SamplerConfig()
-    state = sampling.begin(pipeline, LABELS[:batch], plain, SEEDS[:batch])
-    for state_at in (state, sampling.advance(pipeline, state, plain)):
-        with pytest.raises(UserError, match="begun without guidance"):
-            sampling.advance(pipeline, state_at, SamplerConfig(cfg=1.0))
-
-
-def test_a_state_begun_with_guidance_may_do_without(make_pipeline: MakePipeline) -> None:
-    for mask in MASKS:
-        pipeline = make_pipeline(mask)
-        state = sampling.begin(pipeline, LABELS, SamplerConfig(cfg=1.0), SEEDS)
-        for _ in range(4):
-            state = sampling.advance(pipeline, state, SamplerConfig())
-        plain = sample(pipeline, LABELS, SamplerConfig(), SEEDS)
-        assert torch.equal(state.codes_BL, plain.codes_BL)
+    pipeline = make_pipeline(mask)
+    state = pipeline.begin(LABELS, SamplerConfig(cfg=1.0), SEEDS)
+    for _ in range(4):
+        state = pipeline.advance(under(pipeline, state, SamplerConfig()))
+    plain = sample(pipeline, LABELS, SamplerConfig(), SEEDS)
+    assert torch.equal(state.codes_BL, plain.codes_BL)

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, sample
 from srdd.var import sampling
-from srdd.var import state as sample_state
 from srdd.var.masks import MASKS, Mask, views
 from srdd.var.resample import candidates, code_probs
+from srdd.var.state import SampleState
 from srdd.var.transformer import Conditioning, ScaleTransformer
 
 MakePipeline = Callable[..., Pipeline]
+Under = Callable[[Pipeline, SampleState, SamplerConfig], SampleState]
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1])
 SEEDS = list(range(100, 107))
 MR = SamplerConfig(refine_steps=3, resample_threshold=0.1)
@@ -44,11 +45,11 @@ class Spy:
         monkeypatch.setattr(sampling, "candidates", spy_candidates)
 
 
-def _at(pipeline: Pipeline, scale: int) -> sample_state.SampleState:
+def _at(pipeline: Pipeline, scale: int) -> SampleState:
     """The state before ``scale``, drawn without refinement."""
-    state = sampling.begin(pipeline, LABELS, SamplerConfig(), SEEDS)
+    state = pipeline.begin(LABELS, SamplerConfig(), SEEDS)
     for _ in range(scale):
-        state = sampling.advance(pipeline, state, SamplerConfig())
+        state = pipeline.advance(state)
     return state
 
 
@@ -94,13 +95,15 @@ def test_threshold_one_is_simple_resampling(
 
 
 @pytest.mark.parametrize("scale", [0, 2])
-def test_simple_resampling_redraws_every_code(make_pipeline: MakePipeline, scale: int) -> None:
+def test_simple_resampling_redraws_every_code(
+    make_pipeline: MakePipeline, under: Under, scale: int
+) -> None:
     """All of them from the last pass's uniforms, so none of the first draw is left by intent."""
     pipeline = make_pipeline()
     state = _at(pipeline, scale)
     config = SamplerConfig(refine_steps=1, resample="simple", feedback="none")
-    again = sampling.advance(pipeline, state, config)
-    first = sampling.advance(pipeline, state, SamplerConfig())
+    again = pipeline.advance(under(pipeline, state, config))
+    first = pipeline.advance(state)
     probs = _probs(pipeline, state)
     side = pipeline.transformer.schedule.patch_nums[scale]
     for step, found in ((0, first), (1, again)):
@@ -111,16 +114,14 @@ def test_simple_resampling_redraws_every_code(make_pipeline: MakePipeline, scale
         assert torch.equal(found.codes_BL[:, -side * side :], expected[..., 0])
 
 
-def _classes(state: sample_state.SampleState) -> Conditioning:
+def _classes(state: SampleState) -> Conditioning:
     """The conditional half."""
     return state.conditioning.map(lambda part: part[0])
 
 
-def _probs(
-    pipeline: Pipeline, state: sample_state.SampleState, tokens_BlC: Tensor | None = None
-) -> Tensor:
+def _probs(pipeline: Pipeline, state: SampleState, tokens_BlC: Tensor | None = None) -> Tensor:
     """The probabilities of a markov model's next scale, from its map or from ``tokens_BlC``."""
-    model, scale, classes = pipeline.transformer, state.scale, _classes(state)
+    model, scale, classes = pipeline.transformer, state.step, _classes(state)
     if scale == 0:
         x = model.start(classes)
     else:
@@ -137,6 +138,7 @@ def _probs(
 @pytest.mark.parametrize("scale", [1, 2, 3])
 def test_a_pass_is_shown_the_scales_own_codes(
     make_pipeline: MakePipeline,
+    under: Under,
     mask: Mask,
     feedback: str,
     scale: int,
@@ -149,9 +151,10 @@ def test_a_pass_is_shown_the_scales_own_codes(
     state = _at(pipeline, scale)
     config = SamplerConfig(refine_steps=3, resample_threshold=0.4, feedback=feedback)
     shorter = [replace(config, refine_steps=t) for t in range(3)]
-    before = [sampling.advance(pipeline, state, c).codes_BL[:, -side * side :] for c in shorter]
+    begun = [under(pipeline, state, c) for c in shorter]
+    before = [pipeline.advance(each).codes_BL[:, -side * side :] for each in begun]
     spy = Spy(monkeypatch)
-    sampling.advance(pipeline, state, config)
+    pipeline.advance(under(pipeline, state, config))
     assert len(spy.tokens) == 4
     redraws, rows = [], torch.arange(7)
     for codes_Bl, (_, redraw), shown in zip(before, spy.choices, spy.tokens[1:], strict=True):
@@ -169,28 +172,29 @@ def test_a_pass_is_shown_the_scales_own_codes(
 
 
 def test_codes_are_scored_under_the_latest_logits(
-    make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+    make_pipeline: MakePipeline, under: Under, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pass t + 1 chooses by pass t's network output, for redrawn and for kept codes alike."""
     pipeline = make_pipeline()
     state = _at(pipeline, 2)
     config = SamplerConfig(refine_steps=2, resample_threshold=0.9)
-    codes_Bl = sampling.advance(pipeline, state, replace(config, refine_steps=1)).codes_BL[:, -9:]
+    once = under(pipeline, state, replace(config, refine_steps=1))
+    codes_Bl = pipeline.advance(once).codes_BL[:, -9:]
     spy = Spy(monkeypatch)
-    sampling.advance(pipeline, state, config)
+    pipeline.advance(under(pipeline, state, config))
     probs = _probs(pipeline, state, spy.tokens[1])
     torch.testing.assert_close(spy.choices[1][0], code_probs(probs, codes_Bl))
 
 
 def test_only_candidates_are_redrawn(
-    make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+    make_pipeline: MakePipeline, under: Under, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = make_pipeline()
     state = _at(pipeline, 3)
-    first = sampling.advance(pipeline, state, SamplerConfig()).codes_BL[:, -16:]
+    first = pipeline.advance(state).codes_BL[:, -16:]
     spy = Spy(monkeypatch)
     config = SamplerConfig(refine_steps=1, resample_threshold=0.3)
-    second = sampling.advance(pipeline, state, config).codes_BL[:, -16:]
+    second = pipeline.advance(under(pipeline, state, config)).codes_BL[:, -16:]
     redraw = spy.choices[0][1]
     assert redraw.any()
     assert not redraw.all()
@@ -242,17 +246,14 @@ def test_the_first_scale_is_refined_as_without_feedback(
     pipeline = make_pipeline(mask)
     codes, nfe = [], []
     for feedback in ("updated", "kept", "none"):
-        state = sampling.begin(pipeline, LABELS, SamplerConfig(), SEEDS)
         config = SamplerConfig(refine_steps=4, resample_threshold=0.5, feedback=feedback)
-        state = sampling.advance(pipeline, state, config)
+        state = pipeline.advance(pipeline.begin(LABELS, config, SEEDS))
         codes.append(state.codes_BL)
-        nfe.append(state.nfe_B.tolist())
+        nfe.append(state.cost.nfe_B.tolist())
     assert torch.equal(codes[0], codes[2])
     assert torch.equal(codes[1], codes[2])
     assert nfe == [[1] * 7] * 3
-    plain = sampling.advance(
-        pipeline, sampling.begin(pipeline, LABELS, SamplerConfig(), SEEDS), SamplerConfig()
-    )
+    plain = pipeline.advance(pipeline.begin(LABELS, SamplerConfig(), SEEDS))
     assert not torch.equal(plain.codes_BL, codes[0])
 
 
@@ -270,9 +271,9 @@ def test_endless_resampling_without_feedback_is_epsilon_truncation(
     truncated = SamplerConfig(epsilon=epsilon)
     states = []
     for config, seed in ((endless, 0), (truncated, n)):
-        state = sampling.begin(pipeline, labels_B, config, range(seed, seed + n))
+        state = pipeline.begin(labels_B, config, range(seed, seed + n))
         first = _probs(pipeline, state)[0, 0].double()
-        states.append(sampling.advance(pipeline, sampling.advance(pipeline, state, config), config))
+        states.append(pipeline.advance(pipeline.advance(state)))
     law = torch.where(first >= epsilon, first, 0)
     removed = 1 - float(law.sum())
     law = law / law.sum()
@@ -321,7 +322,7 @@ def test_evaluations_equal_the_passes_with_candidates(
 @pytest.mark.parametrize("mask", ["block_causal", "previous"])
 @pytest.mark.parametrize("cfg", [0.0, 2.0])
 def test_the_cache_keeps_the_first_pass(
-    make_pipeline: MakePipeline, mask: Mask, cfg: float
+    make_pipeline: MakePipeline, under: Under, mask: Mask, cfg: float
 ) -> None:
     """Keys and values of a scale stay those of its clean input, however often it is refined."""
     pipeline = make_pipeline(mask)
@@ -329,10 +330,9 @@ def test_the_cache_keeps_the_first_pass(
     refined = replace(plain, refine_steps=3, resample="simple")
     states = []
     for config in (plain, refined):
-        state = sampling.begin(pipeline, LABELS, config, SEEDS)
-        state = sampling.advance(pipeline, state, plain)
-        state = sampling.advance(pipeline, state, plain)
-        states.append(sampling.advance(pipeline, state, config))
+        state = pipeline.begin(LABELS, plain, SEEDS)
+        state = pipeline.advance(pipeline.advance(state))
+        states.append(pipeline.advance(under(pipeline, state, config)))
     end = pipeline.transformer.schedule.spans[2][1]
     assert not torch.equal(states[0].codes_BL, states[1].codes_BL)
     first, second = states[0].cache, states[1].cache

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, sample, sample_stream
 from srdd.errors import UserError
+from srdd.generator import result_of
 from srdd.presets import digits
 from srdd.train.var.transformer import init_weights
 from srdd.var import guidance, sampling
-from srdd.var import state as sample_state
 from srdd.var.masks import MASKS, Mask
 from srdd.var.resample import draw, truncate
 from srdd.var.scales import ScaleSchedule
+from srdd.var.state import SampleState
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
 
@@ -325,23 +326,23 @@ def test_previews_are_the_maps_built_so_far(make_pipeline: MakePipeline, mask: M
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_states_can_be_joined_and_split_between_scales(
+def test_states_can_be_joined_and_parted_between_scales(
     make_pipeline: MakePipeline, mask: Mask
 ) -> None:
     pipeline = make_pipeline(mask)
     config = SamplerConfig(cfg=1.0, refine_steps=1, resample_threshold=0.1)
     whole = sample(pipeline, LABELS, config, SEEDS)
     parts = [
-        sampling.begin(pipeline, LABELS[rows], config, SEEDS[rows])
+        pipeline.begin(LABELS[rows], config, SEEDS[rows])
         for rows in (slice(0, 2), slice(2, 3), slice(3, 7))
     ]
-    parts = [sampling.advance(pipeline, part, config) for part in parts]
-    joined = sampling.advance(pipeline, sample_state.join(parts), config)
+    parts = [pipeline.advance(part) for part in parts]
+    joined = pipeline.advance(SampleState.join(parts))
     assert len(joined) == 7
-    states = sample_state.split(joined, [4, 3])
+    states = [joined.select(rows) for rows in torch.arange(7).split([4, 3])]
     for _ in range(2):
-        states = [sampling.advance(pipeline, state, config) for state in states]
-    results = [sampling.finish(pipeline, state) for state in states]
+        states = [pipeline.advance(state) for state in states]
+    results = [result_of(state, pipeline.decode(state)) for state in states]
     assert torch.equal(torch.cat([r.codes_BL for r in results]), whole.codes_BL)
     assert torch.equal(torch.cat([r.images for r in results]), whole.images)
     assert torch.equal(torch.cat([r.nfe for r in results]), whole.nfe)
