@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.sizes import Size
 from srdd import Pipeline, SamplerConfig
-from srdd.train.var.transformer import init_weights
+from srdd.var.init import init_weights
 from srdd.var.masks import Mask
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer

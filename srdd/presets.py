@@ -17,7 +17,7 @@ class Preset:
     transformer: TransformerConfig
     transformer_loss: TransformerLossConfig
     transformer_optim: OptimConfig
-    init_gate: float  # see srdd.train.var.transformer.init_weights
+    init_gate: float  # see srdd.var.init.init_weights
     classifier_optim: OptimConfig
     checkpoint_every: int  # steps
 

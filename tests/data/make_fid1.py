@@ -22,8 +22,8 @@ from sklearn.datasets import load_digits
 from srdd.checkpoint import save_model
 from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.presets import digits
-from srdd.train.var.transformer import init_weights
 from srdd.var.config import SamplerConfig, TokenizerConfig, TransformerConfig
+from srdd.var.init import init_weights
 from srdd.var.pipeline import Pipeline, save_pipeline
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer

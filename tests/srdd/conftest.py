@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig
-from srdd.train.var.transformer import init_weights
 from srdd.var.attention import attend_scales
 from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.init import init_weights
 from srdd.var.masks import Mask
 from srdd.var.scales import ScaleSchedule
 from srdd.var.state import SampleState

@@ -22,8 +22,8 @@ from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Batch, fit
-from srdd.train.var.transformer import init_weights
 from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.init import init_weights
 from srdd.var.masks import Mask
 from srdd.var.pipeline import save_pipeline
 from srdd.var.tokenizer import Tokenizer

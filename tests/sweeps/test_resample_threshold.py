@@ -14,8 +14,8 @@ import torch
 from srdd.checkpoint import save_model
 from srdd.load import load_pipeline
 from srdd.metrics.classifier import Classifier, ClassifierConfig
-from srdd.train.var.transformer import init_weights
 from srdd.var.config import SamplerConfig, TokenizerConfig, TransformerConfig
+from srdd.var.init import init_weights
 from srdd.var.pipeline import Pipeline, save_pipeline
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer

@@ -14,8 +14,8 @@ from torch import Tensor
 from srdd.errors import UserError
 from srdd.load import load_var
 from srdd.train.var.tokenizer import to_float
-from srdd.train.var.transformer import init_weights
 from srdd.var.config import SamplerConfig
+from srdd.var.init import init_weights
 from srdd.var.pipeline import Pipeline
 from srdd.var.transformer import ScaleTransformer
 from srdd_platform.core.files import digest, sha256_file

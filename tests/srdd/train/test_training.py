@@ -20,8 +20,9 @@ from srdd.train.loop import ALONE, Batch, Reduce, Task, fit
 from srdd.train.optim import build_optimizer, lr_at
 from srdd.train.var.codebook import needy_scales
 from srdd.train.var.tokenizer import TokenizerTask, to_float
-from srdd.train.var.transformer import TransformerTask, init_weights, nll_per_scale
+from srdd.train.var.transformer import TransformerTask, nll_per_scale
 from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.init import init_weights
 from srdd.var.scales import ScaleSchedule
 from srdd.var.tokenizer import Tokenizer
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from srdd import Pipeline
 from srdd.checkpoint import save_tensors
 from srdd.errors import UserError
-from srdd.train.var.transformer import init_weights, nll_per_scale
+from srdd.train.var.transformer import nll_per_scale
 from srdd.var.config import TransformerConfig
+from srdd.var.init import init_weights
 from srdd.var.likelihood import (
     changed_codes,
     input_blocks_that_matter,

@@ -12,8 +12,8 @@ from srdd import Pipeline, SamplerConfig, sample, sample_stream
 from srdd.errors import UserError
 from srdd.generator import result_of
 from srdd.presets import digits
-from srdd.train.var.transformer import init_weights
 from srdd.var import guidance, sampling
+from srdd.var.init import init_weights
 from srdd.var.masks import MASKS, Mask
 from srdd.var.resample import draw, truncate
 from srdd.var.scales import ScaleSchedule

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from srdd import Pipeline
 from srdd.errors import UserError
-from srdd.train.var.transformer import init_weights
 from srdd.var.attention import KVCache, RowLinear, attention_constants
 from srdd.var.config import TransformerConfig
+from srdd.var.init import init_weights
 from srdd.var.mask_tensors import build_mask
 from srdd.var.masks import MASKS, Mask, views
 from srdd.var.scales import ScaleSchedule

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from srdd import Pipeline, SamplerConfig, sample
-from srdd.train.var.transformer import init_weights
 from srdd.var.config import TokenizerConfig, TransformerConfig
+from srdd.var.init import init_weights
 from srdd.var.masks import Mask
 from srdd.var.pipeline import save_pipeline
 from srdd.var.tokenizer import Tokenizer
