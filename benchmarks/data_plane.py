@@ -35,13 +35,13 @@ from benchmarks import command, measure
 from benchmarks.sizes import SIZES
 from benchmarks.weights import random_images
 from srdd.errors import UserError
+from srdd.images import to_float
 from srdd.presets import Preset, get_preset
 from srdd.train.config import OptimConfig
 from srdd.train.ema import Ema
 from srdd.train.loop import ALONE, Batch, Task, clear_gradients
 from srdd.train.optim import build_optimizer
 from srdd.train.var.codebook import quantize
-from srdd.train.var.tokenizer import to_float
 from srdd.validation import from_dict
 from srdd.var.pipeline import load_tokenizer, save_tokenizer
 from srdd.var.tokenizer import Tokenizer

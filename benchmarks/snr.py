@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.train.var.tokenizer import to_float
+from srdd.images import to_float
 from srdd.var.likelihood import changed_codes, kept_maps, pruned_quantizer, snr_per_scale
 from srdd.var.pipeline import load_tokenizer
 from srdd.var.tokenizer import Tokenizer

@@ -40,7 +40,7 @@ from benchmarks import command
 from benchmarks.stages import Arrays, Stage, batches, load_arrays, write_json
 from srdd.errors import UserError
 from srdd.generator import sample
-from srdd.images import grid, png_bytes
+from srdd.images import grid, png_bytes, to_float
 from srdd.load import load_var
 from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.metrics.frechet import Gaussian
@@ -56,7 +56,7 @@ from srdd.train.var.held_out import (
     transformer_nll,
     unigram_entropy,
 )
-from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.train.var.tokenizer import TokenizerTask
 from srdd.train.var.transformer import TransformerTask
 from srdd.validation import to_dict
 from srdd.var.config import SamplerConfig

@@ -7,7 +7,7 @@ the sweeps know a model by :class:`Generator` and :class:`State` alone.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -144,6 +144,26 @@ class Generator(Protocol[S]):
         Raises:
             FloatingPointError: the network gave values that are not finite.
         """
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """What a generator may be able to do: show what its codes keep of an image."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Encode and decode a batch: uint8 [n, 3, R, R] -> uint8, on the generator's device.
+
+        Raises:
+            UserError: the images have another size.
+        """
+
+
+@runtime_checkable
+class HasUntrained(Protocol):
+    """What a generator may be able to do: stand beside its own beginning."""
+
+    def untrained(self, seed: int = 0) -> Generator[Any]:
+        """The same generator with weights that were never trained, equal for equal seeds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Images as a person looks at them: side by side, and as PNG without an image library."""
+"""Pixels between float and uint8, images side by side, and PNG without an image library."""
 
 import math
 import struct
@@ -10,6 +10,22 @@ from torch import Tensor
 GUTTER = 2  # pixels between images before enlarging
 GUTTER_GREY = 128
 SMALLEST_SIDE = 48  # a grid's images are enlarged to at least this
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 [B, 3, R, R] -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[B, 3, R, R] in [0, 1] -> uint8, rounded half up.
+
+    Raises:
+        FloatingPointError: a pixel is not finite (casting it would give a plausible value).
+    """
+    if not torch.isfinite(images).all():
+        raise FloatingPointError("an image has pixels that are not finite")
+    return images.clamp(0, 1).mul(255).add(0.5).floor().to(torch.uint8)
 
 
 def grid(images: Tensor, columns: int | None = None) -> Tensor:

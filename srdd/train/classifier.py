@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srdd.images import to_float
 from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.rng import hash_counters
 from srdd.train.config import OptimConfig
 from srdd.train.loop import Batch, Stateless
-from srdd.train.var.tokenizer import to_float
 
 _SHIFT = 0x51F7  # a stream of random numbers
 

@@ -10,7 +10,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from srdd.checkpoint import build_empty, load_weights, read_config, save_model
 from srdd.class_names import find, find_all, readable
 from srdd.errors import UserError
 from srdd.generator import Card, Given
+from srdd.images import to_float, to_uint8
 from srdd.json_files import read_json
 from srdd.validation import from_dict, to_dict
 from srdd.var import sampling
 from srdd.var.checks import check_fits
 from srdd.var.config import SamplerConfig, TokenizerConfig, TransformerConfig
+from srdd.var.init import init_weights
 from srdd.var.state import SampleState
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
@@ -125,6 +127,33 @@ class Pipeline:
             FloatingPointError: the network gave logits that are not finite.
         """
         return sampling.decode(self.tokenizer, state)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What the tokenizer's codes keep of images: uint8 [n, 3, R, R] -> uint8, on its device.
+
+        Raises:
+            UserError: the images have another size.
+        """
+        codes_nL = self.tokenizer.encode(to_float(images.to(self.device)))
+        return to_uint8(self.tokenizer.decode(codes_nL).add(1).mul(0.5))
+
+    def untrained(self, seed: int = 0) -> "Pipeline":
+        """The same pipeline, on the same device, with a transformer that was never trained.
+
+        Args:
+            seed: of the weights; torch's own generator is left as it is.
+        """
+        trained = self.transformer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = ScaleTransformer(trained.config)
+            init_weights(fresh)
+        fresh.quantizer.load_state_dict(trained.quantizer.state_dict())
+        fresh.to(self.device).eval().requires_grad_(False)
+        for parameter, like in zip(fresh.parameters(), trained.parameters(), strict=True):
+            parameter.data = parameter.data.to(like.dtype)
+        return replace(self, transformer=fresh)
 
     def label(self, text: str) -> int:
         """The class that a name or an index means; see :mod:`srdd.class_names` for the rules.

@@ -1,25 +1,15 @@
-"""Pixels: from floats to uint8, PNG bytes, and grids with gutters."""
+"""PNG bytes and files; what needs no image library is in :mod:`srdd.images`."""
 
 import io
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from srdd.images import grid
+from srdd.images import grid, to_uint8
 from srdd_platform.core.files import write_bytes
 
-
-def to_uint8(images: Tensor) -> Tensor:
-    """[B, 3, R, R] in [0, 1] -> uint8, rounded half up.
-
-    Raises:
-        FloatingPointError: a pixel is not finite (casting it would give a plausible value).
-    """
-    if not torch.isfinite(images).all():
-        raise FloatingPointError("an image has pixels that are not finite")
-    return images.clamp(0, 1).mul(255).add(0.5).floor().to(torch.uint8)
+__all__ = ["grid", "grid_png", "to_png", "to_uint8"]
 
 
 def to_png(image: Tensor) -> bytes:

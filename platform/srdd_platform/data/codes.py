@@ -30,7 +30,7 @@ from torch import Tensor
 
 from srdd.checkpoint import save_tensors
 from srdd.errors import UserError
-from srdd.train.var.tokenizer import to_float
+from srdd.images import to_float
 from srdd.var.pipeline import load_tokenizer
 from srdd_platform.core.files import atomic_path, can_write, read_json, write_json
 from srdd_platform.core.location import parse_location

@@ -4,7 +4,7 @@
 extractor, and knows no Ray: Tune, a test or a script can call it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,10 @@ from torch import Tensor
 
 from srdd.errors import UserError
 from srdd.load import load_var
-from srdd.train.var.tokenizer import to_float
 from srdd.var.config import SamplerConfig
-from srdd.var.init import init_weights
 from srdd.var.pipeline import Pipeline
-from srdd.var.transformer import ScaleTransformer
 from srdd_platform.core.files import digest, sha256_file
-from srdd_platform.core.images import grid_png, to_uint8
+from srdd_platform.core.images import grid_png
 from srdd_platform.core.runs import model_dir
 from srdd_platform.data.dataset import load_arrays
 from srdd_platform.evaluation.extractors import Extractor, load_extractor
@@ -199,19 +196,9 @@ class Evaluator:
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The tokenizer's reconstruction of uint8 images, as uint8."""
-        tokenizer = self.pipeline.tokenizer
-        parts = []
-        for batch in images.split(self.evaluation.batch_size):
-            codes = tokenizer.encode(to_float(batch).to(self.evaluation.device))
-            parts.append(to_uint8(tokenizer.decode(codes).add(1).mul(0.5)).cpu())
-        return torch.cat(parts)
+        batches = images.split(self.evaluation.batch_size)
+        return torch.cat([self.pipeline.reconstruct(batch).cpu() for batch in batches])
 
     def untrained(self) -> Pipeline:
         """The pipeline with a transformer that was never trained."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = ScaleTransformer(self.pipeline.transformer.config)
-            init_weights(model)
-        model.quantizer.load_state_dict(self.pipeline.transformer.quantizer.state_dict())
-        fresh = replace(self.pipeline, transformer=model.eval().requires_grad_(False))
-        return fresh.to(self.evaluation.device, getattr(torch, self.evaluation.dtype))
+        return self.pipeline.untrained()

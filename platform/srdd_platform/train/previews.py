@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from srdd.generator import sample
+from srdd.images import to_float
 from srdd.metrics.quality import to_8bit
 from srdd.rng import image_seeds
 from srdd.train.loop import Task
-from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.train.var.tokenizer import TokenizerTask
 from srdd.train.var.transformer import TransformerTask
 from srdd.var.config import SamplerConfig, TransformerConfig
 from srdd.var.pipeline import Pipeline, load_tokenizer

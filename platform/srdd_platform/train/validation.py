@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from srdd.images import to_float
 from srdd.train.classifier import ClassifierTask
 from srdd.train.loop import Task
 from srdd.train.var.held_out import (
@@ -15,7 +16,7 @@ from srdd.train.var.held_out import (
     transformer_nll,
     unigram_entropy,
 )
-from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.train.var.tokenizer import TokenizerTask
 from srdd.train.var.transformer import TransformerTask
 from srdd_platform.data.codes import load_codes, load_views
 from srdd_platform.data.dataset import load_images

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from srdd.images import to_float
 from srdd.metrics.quality import psnr, ssim, to_8bit
 from srdd.train.var.codebook import codebook_usage
-from srdd.train.var.tokenizer import to_float
 from srdd.train.var.transformer import nll_per_scale
 from srdd.var.scales import ScaleSchedule
 from srdd.var.tokenizer import Tokenizer

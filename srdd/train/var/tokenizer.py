@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srdd.errors import UserError
+from srdd.images import to_float
 from srdd.rng import hash_counters
 from srdd.train.config import OptimConfig, TokenizerLossConfig
 from srdd.train.loop import Batch, Reduce
@@ -27,11 +28,6 @@ from srdd.var.quantize import MultiScaleQuantizer
 from srdd.var.tokenizer import Tokenizer
 
 _SEED, _RESTART = 0x5EED, 0xDEAD  # streams of random numbers
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 [B, 3, R, R] -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 class TokenizerLoss(nn.Module):

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from srdd import Pipeline
+from srdd.images import to_float
 from srdd.metrics.quality import psnr
 from srdd.train.var.held_out import reconstruct, tokenizer_quality, transformer_nll, unigram_entropy
-from srdd.train.var.tokenizer import to_float
 from srdd.var.scales import ScaleSchedule
 
 MakePipeline = Callable[..., Pipeline]

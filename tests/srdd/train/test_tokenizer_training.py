@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srdd.errors import UserError
+from srdd.images import to_float
 from srdd.train.config import OptimConfig, TokenizerLossConfig
 from srdd.train.loop import ALONE, Batch, Reduce, fit
 from srdd.train.var.codebook import (
@@ -21,7 +22,7 @@ from srdd.train.var.codebook import (
     log_assignment,
     quantize,
 )
-from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.train.var.tokenizer import TokenizerTask
 from srdd.var.config import TokenizerConfig
 from srdd.var.tokenizer import Tokenizer
 

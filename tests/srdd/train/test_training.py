@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from srdd import Pipeline
 from srdd.errors import UserError
+from srdd.images import to_float
 from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
 from srdd.train.loop import ALONE, Batch, Reduce, Task, fit
 from srdd.train.optim import build_optimizer, lr_at
 from srdd.train.var.codebook import needy_scales
-from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.train.var.tokenizer import TokenizerTask
 from srdd.train.var.transformer import TransformerTask, nll_per_scale
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.init import init_weights

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from srdd.errors import UserError
-from srdd.train.var.tokenizer import to_float
+from srdd.images import to_float
 from srdd.var.pipeline import load_tokenizer, save_tokenizer
 from srdd_platform.core.files import write_json
 from srdd_platform.data.augment import Augmentation

@@ -9,11 +9,12 @@ import torch
 from rich.console import Console
 
 from srdd.errors import UserError
+from srdd.images import to_float
 from srdd.metrics.quality import ssim, to_8bit
 from srdd.presets import Preset, digits
 from srdd.train.config import OptimConfig, TokenizerLossConfig
 from srdd.train.var.perceptual import Lpips
-from srdd.train.var.tokenizer import TokenizerTask, to_float
+from srdd.train.var.tokenizer import TokenizerTask
 from srdd.var.config import TokenizerConfig
 from srdd_platform.core.files import sha256_file
 from srdd_platform.core.ray_session import Session
