@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from srdd.var.masks import Mask
+from srdd_platform.core.parsing import integers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,9 +24,19 @@ class Convert:
 
     def run(self, console: Console) -> None:
         """Read, check and write."""
-        from srdd_platform.cli.convert import convert_to
+        from srdd_platform.core.official_files import convert
+        from srdd_platform.data.label_files import read_class_names
 
-        convert_to(self, console)
+        sides = None if self.patch_nums is None else integers(self.patch_nums, "patch_nums")
+        convert(
+            self.transformer, self.out, vae=self.vae, patch_nums=sides, mask=self.mask,
+            num_heads=self.num_heads, show_keys=self.show_keys,
+            class_names=None if self.classes is None else read_class_names(self.classes),
+        )  # fmt: skip
+        console.print(
+            f"{self.out}: try srdd sample --model {self.out} --num 8 --out grid.png",
+            soft_wrap=True,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +49,6 @@ class Export:
 
     def run(self, console: Console) -> None:
         """Load and write."""
-        from srdd_platform.cli.convert import export_to
+        from srdd_platform.core.official_files import export
 
-        export_to(self, console)
+        export(self.model, vae=self.vae, transformer=self.transformer)

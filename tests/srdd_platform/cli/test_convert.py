@@ -20,8 +20,8 @@ from torch import Tensor
 from srdd import Pipeline, SamplerConfig, load_pipeline, sample
 from srdd.var.pipeline import save_pipeline
 from srdd.var.prune import prune_pipeline
-from srdd_platform.cli import convert
 from srdd_platform.cli import main as cli
+from srdd_platform.core import official_files
 
 State = dict[str, Tensor]
 Official = dict[str, State]
@@ -364,13 +364,13 @@ def test_what_exists_is_kept(files: tuple[Path, Path], refused: Run, run: Run) -
 def test_a_full_disk_leaves_nothing(
     files: tuple[Path, Path], refused: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = convert.save_pipeline
+    save = official_files.save_pipeline
 
     def fail(pipeline: Pipeline, directory: Path) -> None:
         save(pipeline, directory)
         raise OSError(errno.ENOSPC, "No space left on device", str(directory))
 
-    monkeypatch.setattr(convert, "save_pipeline", fail)
+    monkeypatch.setattr(official_files, "save_pipeline", fail)
     assert "no space left" in refused(*command(*files))
 
 

@@ -19,7 +19,7 @@ from srdd.var.config import TransformerConfig
 from srdd.var.official.published import VAR_256
 from srdd.var.pipeline import load_tokenizer
 from srdd.var.transformer import ScaleTransformer
-from srdd_platform.cli.convert_options import Convert
+from srdd_platform.cli.convert import Convert
 from srdd_platform.data.code_places import codes_dir
 from srdd_platform.data.codes import Extraction, encode_shard
 from srdd_platform.data.manifest import Manifest
