@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python tests/data/make_55e1f42.py DIR
 
-Run it with the code of that commit. ``DIR/begun`` becomes a sweep that was killed in its
-transformers' training, and again in its search; ``DIR/runs`` is the same sweep when it is done.
+Run it with the code of that commit. ``DIR/begun`` holds trainings and a search that were killed,
+``DIR/runs`` the same ones finished.
 The weights of tokenizer and classifier are rounded to bfloat16, and files that nobody reads when
 a directory is gone on with are left out, so that the archive is small.
 """
@@ -120,10 +120,10 @@ def round_weights(directory: Path) -> None:
     save_file(state, path, metadata={"format": "pt"})
 
 
-def checkpointed() -> bool:
-    """Whether Ray has registered a checkpoint of both transformers."""
-    return all(list((RUNS / m / "checkpoints").glob("*snapshot*.json"))
-               and any((RUNS / m / "checkpoints").glob("step_*")) for m in MASKS)  # fmt: skip
+def registered(step: int, *names: str) -> Callable[[], bool]:
+    """A condition: Ray lists the checkpoint of that step in each of the trainings."""
+    paths = [RUNS / name / "checkpoints" / "checkpoint_manager_snapshot.json" for name in names]
+    return lambda: all(path.exists() and f"step_{step:06d}" in path.read_text() for path in paths)
 
 
 def expected() -> dict[str, Any]:
@@ -193,10 +193,14 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.path.abspath(os.environ["PYTHONPATH"])
     os.chdir(root)
     run("srdd", "data", "prepare", "--source", "digits", "--resolution", 8, "--out", DATA)
-    for kind in ("tokenizer", "classifier"):
-        run("srdd", "train", kind, "--data", DATA, "--out", RUNS / kind)
-        round_weights(RUNS / kind)
-    run("sweep", "--num", 50, "--trials", 14, until=checkpointed, slow=True)
+    train_tokenizer = "srdd", "train", "tokenizer", "--data", DATA, "--out", TOKENIZER
+    run(*train_tokenizer, until=registered(240, "tokenizer"), slow=True)
+    shutil.copytree(TOKENIZER, Path("begun") / "tokenizer")
+    run(*train_tokenizer)
+    run("srdd", "train", "classifier", "--data", DATA, "--out", CLASSIFIER)
+    for directory in (TOKENIZER, CLASSIFIER):
+        round_weights(directory)
+    run("sweep", "--num", 50, "--trials", 14, until=registered(80, *MASKS), slow=True)
     for mask in MASKS:
         shutil.copytree(RUNS / mask, Path("begun") / mask)
     rows = SWEEP / "rows"
