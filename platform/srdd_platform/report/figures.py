@@ -1,4 +1,4 @@
-"""Draw the facts as Plotly figures: transparent, so that the page's colours show through."""
+"""Draw the facts as Plotly figures."""
 
 import html
 import math
@@ -6,147 +6,40 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from srdd_platform.report.info import FrontierInfo
-from srdd_platform.report.settings import INACTIVE, ParallelInfo, ThresholdInfo
-from srdd_platform.report.wording import Record, facts, label, number, of_extractor
+from srdd_platform.report.columns import METRICS
+from srdd_platform.report.drawing import (
+    DASHES,
+    GREY,
+    PALETTE,
+    SYMBOLS,
+    bars,
+    finish,
+    hover,
+    level,
+    places_between,
+    points,
+    style_figure,
+)
+from srdd_platform.report.frontier import FrontierInfo
+from srdd_platform.report.lines import LinesInfo
+from srdd_platform.report.parallel import INACTIVE, ParallelAxis, ParallelInfo
+from srdd_platform.report.wording import label, number, setting_text
 
-# Okabe and Ito's colours, told apart with any colour vision; each line has its own symbol too
-PALETTE = ("#2f86c1", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#7b6fd0", "#56b4e9", "#8a8a8a")
-SYMBOLS = ("square", "diamond", "triangle-up", "star", "x", "hexagon", "triangle-down", "cross")
-DASHES = ("dash", "dot", "dashdot", "longdash")
 BEST_TO_WORST = ((47, 134, 193), (154, 143, 160), (213, 94, 0))  # seen on light and dark
-GRID_COLOUR = "rgba(128,128,128,0.22)"
-
-
-def hover(row: Record) -> str:
-    """All that is known of a row, escaped: Plotly reads a subset of HTML in hover text."""
-    lines = [f"<b>{html.escape(label(row))}</b>"]
-    lines += [f"{html.escape(k)}: {html.escape(v)}" for k, v in facts(row).items()]
-    return "<br>".join(lines)
-
-
-def _points(rows: list[Record], x: str, **style: Any) -> go.Scatter:
-    """Rows as points of FID that can be hovered and clicked."""
-    return go.Scatter(
-        x=[row[x] for row in rows],
-        y=[row["fid"] for row in rows],
-        customdata=[row["key"] for row in rows],
-        hovertext=[hover(row) for row in rows],
-        hoverinfo="text",
-        **style,
-    )
-
-
-def _bars(rows: list[Record]) -> dict[str, Any]:
-    errors = [row["fid_se"] or 0 for row in rows]
-    return {"type": "data", "array": errors, "thickness": 1.2, "width": 3}
-
-
-def _level(row: Record, ends: list[float], name: str, **line: Any) -> go.Scatter:
-    """A horizontal line at a row's FID, with a few points to hover over."""
-    middle = (ends[0] * ends[1]) ** 0.5
-    return go.Scatter(
-        x=[ends[0], middle, ends[1]],
-        y=[row["fid"]] * 3,
-        customdata=[row["key"]] * 3,
-        hovertext=hover(row),
-        hoverinfo="text",
-        mode="lines",
-        name=html.escape(name),
-        line={"width": 1.6, **line},
-    )
-
-
-def _ends(values: list[float]) -> list[float]:
-    """The ends of a log axis, a little beyond its values."""
-    pad = max((max(values) / min(values)) ** 0.05, 1.1)
-    return [min(values) / pad, max(values) * pad]
-
-
-def _between(share: float) -> str:
-    """The colour at a share of the way from the best to the worst."""
-    low, middle, high = BEST_TO_WORST
-    pair = (low, middle) if share < 0.5 else (middle, high)
-    at = 2 * share if share < 0.5 else 2 * share - 1
-    return "rgb({},{},{})".format(*(round(a + at * (b - a)) for a, b in zip(*pair, strict=True)))
-
-
-def _finish(
-    figure: go.Figure, x_title: str, extractor: str, trials: list[Record], beside: list[Record]
-) -> go.Figure:
-    """Axes and surroundings that the figures of FID share.
-
-    The trials set the range: a row far above them (an untrained model) is named at the upper edge
-    instead of pressing them together; a double click shows it.
-    """
-    fids = [row["fid"] for row in trials]
-    low = min([*fids, *(row["fid"] for row in beside)])
-    wide = low > 0 and max(fids) / min(fids) >= 10
-    ceiling = max(fids) + (max(fids) - low) + 0.05 * abs(max(fids))
-    above = [row for row in beside if row["fid"] > ceiling]
-    high = max(row["fid"] for row in [*trials, *beside] if row["fid"] <= ceiling)
-    pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    limits = [low - pad if low <= 0 else max(low - pad, 0.0), high + pad]
-    if wide:
-        limits = [math.log10(low / 1.15), math.log10(high * 1.15)]
-    figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13},
-        height=520,
-        margin={"l": 66, "r": 14, "t": 30, "b": 56},
-        hovermode="closest",
-        hoverlabel={"align": "left"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
-    )
-    style: dict[str, Any] = {"gridcolor": GRID_COLOUR, "zeroline": False, "exponentformat": "none"}
-    figure.update_xaxes(title=f"{html.escape(x_title)}, log scale", type="log", **style)
-    y_title = html.escape(of_extractor("FID", extractor))
-    y_title += ", log scale" if wide else ""
-    figure.update_yaxes(title=y_title, type="log" if wide else "linear", range=limits, **style)
-    if above:
-        names = ", ".join(f"{label(row)} {number(row['fid'])}" for row in above)
-        figure.add_annotation(
-            text=html.escape(f"↑ above: {names}"),
-            showarrow=False,
-            x=1,
-            y=1,
-            xref="paper",
-            yref="paper",
-            xanchor="right",
-            yanchor="top",
-            font={"size": 12},
-        )
-    return figure
+MODEL_COLOURS = (PALETTE[0], PALETTE[2], PALETTE[3], PALETTE[5], PALETTE[4], PALETTE[6])
+MODEL_SYMBOLS = ("circle", *SYMBOLS)
 
 
 def draw_frontier(info: FrontierInfo) -> go.Figure:
-    """FID against cost: trials, the line of those not dominated, and what they are beside."""
-    x = info.axis.column
-    figure = go.Figure()
+    """A metric against cost: trials, the line of those not dominated, what they are beside."""
+    x, figure = info.axis.column, go.Figure()
     costs = [row[x] for row in [*info.trials, *info.references]]
     for i, row in enumerate(info.lines):
         name = label(row)
         name += f" (n={row['n']:,})" if row["n"] != info.protocol.n else ""
-        style = {"color": PALETTE[7], "dash": DASHES[i % len(DASHES)]}
-        figure.add_trace(_level(row, _ends(costs), name, **style))
-    best = {row["key"] for row in info.frontier}
-    rest = [row for row in info.trials if row["key"] not in best]
-    if rest:
-        marker = {"color": PALETTE[0], "size": 8, "opacity": 0.6}
-        figure.add_trace(_points(rest, x, mode="markers", name="trials", marker=marker))
-    figure.add_trace(
-        _points(
-            info.frontier,
-            x,
-            mode="lines+markers",
-            name="not dominated",
-            line={"color": PALETTE[1], "width": 2, "shape": "hv"},
-            marker={"color": PALETTE[1], "size": 10},
-            error_y=_bars(info.frontier),
-        )
-    )
+        style = {"color": GREY, "dash": DASHES[i % len(DASHES)]}
+        figure.add_trace(level(row, info.metric, places_between(costs, log=True), name, **style))
+    _add_trials(figure, info)
     for i, row in enumerate(info.references):
         marker = {
             "symbol": SYMBOLS[i % len(SYMBOLS)] + "-open",  # open: one does not hide another
@@ -154,63 +47,126 @@ def draw_frontier(info: FrontierInfo) -> go.Figure:
             "size": 13,
             "line": {"width": 2.5},
         }
-        name = html.escape(label(row))
-        figure.add_trace(
-            _points([row], x, mode="markers", name=name, marker=marker, error_y=_bars([row]))
-        )
-    beside = [*info.references, *info.lines]
+        more = {"name": html.escape(label(row)), "error_y": bars([row], info.metric)}
+        figure.add_trace(points([row], x, info.metric, mode="markers", marker=marker, **more))
+    axis: dict[str, Any] = {}
     if max(costs) < 100 * min(costs):  # Plotly's own ticks would read "0.1, 2, 5"
-        figure.update_xaxes(tick0=-1, dtick=math.log10(2), tickformat=".2~g")
-    return _finish(figure, info.axis.title, info.protocol.extractor, info.trials, beside)
+        axis = {"tick0": -1, "dtick": math.log10(2), "tickformat": ".2~g"}
+    axis |= {"title": f"{html.escape(info.axis.title)}, log scale", "type": "log"}
+    beside = [*info.references, *info.lines]
+    return finish(figure, axis, info.metric, info.protocol.extractor, (info.trials, beside))
 
 
-def draw_threshold(info: ThresholdInfo) -> go.Figure:
-    """FID against the resampling threshold, a line a refinement count."""
-    figure = go.Figure()
-    x = "resample_threshold"
+def _add_trials(figure: go.Figure, info: FrontierInfo) -> None:
+    """The trials, by colour and symbol where several models made them, and the frontier's line."""
+    x = info.axis.column
+    best = {row["key"] for row in info.frontier}
+    several = len(info.models) > 1
+    symbols: dict[str, str] = {}
+    for i, (model, rows) in enumerate(info.models.items()):
+        symbol = MODEL_SYMBOLS[i % len(MODEL_SYMBOLS)]
+        symbols |= {row["key"]: symbol for row in rows}
+        marker = {"color": MODEL_COLOURS[i % len(MODEL_COLOURS)], "size": 8, "opacity": 0.6}
+        marker |= {"symbol": symbol} if several else {}
+        rest = [row for row in rows if row["key"] not in best]
+        if rest:
+            name = html.escape(f"trials, {model}" if several else "trials")
+            more = {"mode": "markers", "name": name, "marker": marker}
+            figure.add_trace(points(rest, x, info.metric, **more))
+    marker = {"color": PALETTE[1], "size": 10}
+    if several:
+        marker["symbol"] = [symbols[row["key"]] for row in info.frontier]
+    figure.add_trace(
+        points(
+            info.frontier,
+            x,
+            info.metric,
+            mode="lines+markers",
+            name="not dominated",
+            line={"color": PALETTE[1], "width": 2, "shape": "hv"},
+            marker=marker,
+            error_y=bars(info.frontier, info.metric),
+        )
+    )
+
+
+def draw_lines(info: LinesInfo) -> go.Figure:
+    """A metric against a setting, a line for each value of another."""
+    figure, x = go.Figure(), info.x
     on_lines = [row for rows in info.lines.values() for row in rows]
     drawn = [*on_lines, *info.others]
-    if info.plain is not None:
-        ends = _ends([row[x] for row in drawn])
-        figure.add_trace(
-            _level(info.plain, ends, "no refinement (plain)", color=PALETTE[7], dash="dash")
+    for i, row in enumerate(info.levels):
+        places = places_between([row[x] for row in drawn], log=info.log)
+        name = (
+            f"{x} inactive" if info.series is None else setting_text(info.series, row[info.series])
         )
+        style = {"color": GREY, "dash": DASHES[i % len(DASHES)]}
+        figure.add_trace(level(row, info.metric, places, name, **style))
     if info.others:
-        marker = {"color": PALETTE[7], "size": 7, "opacity": 0.45}
+        marker = {"color": GREY, "size": 7, "opacity": 0.45}
+        name = "off the grid" if info.listed else "other settings"
+        more = {"mode": "markers", "name": name, "marker": marker}
+        figure.add_trace(points(info.others, x, info.metric, **more))
+    for i, (value, rows) in enumerate(info.lines.items()):
+        colour, symbol = PALETTE[i % 7], SYMBOLS[i % len(SYMBOLS)]
+        name = "trials" if info.series is None else f"{info.series} {number(value) or 'inactive'}"
         figure.add_trace(
-            _points(info.others, x, mode="markers", name="off the grid", marker=marker)
-        )
-    for i, (steps, rows) in enumerate(info.lines.items()):
-        colour = PALETTE[i % 7]
-        figure.add_trace(
-            _points(
+            points(
                 rows,
                 x,
+                info.metric,
                 mode="lines+markers",
-                name=f"refine_steps {steps}",
+                name=html.escape(name),
                 line={"color": colour, "width": 2},
-                marker={"color": colour, "size": 9, "symbol": SYMBOLS[i % len(SYMBOLS)]},
-                error_y=_bars(rows),
+                marker={"color": colour, "size": 9, "symbol": symbol},
+                error_y=bars(rows, info.metric),
             )
         )
-    if on_lines:
-        thresholds = sorted({row[x] for row in on_lines})
-        ticks = thresholds if len(thresholds) <= 8 else thresholds[:: len(thresholds) // 6]
-        figure.update_xaxes(tickvals=ticks, ticktext=[number(value) for value in ticks])
-    plain = [] if info.plain is None else [info.plain]
-    return _finish(figure, "resample_threshold", info.protocol.extractor, drawn, plain)
+    extractor = info.protocol.extractor
+    return finish(figure, _x_axis(info), info.metric, extractor, (drawn, info.levels))
+
+
+def _x_axis(info: LinesInfo) -> dict[str, Any]:
+    """The axis of a setting: its values are the ticks where they are few."""
+    rows = [row for rows in info.lines.values() for row in rows]
+    values = sorted({row[info.x] for row in [*rows, *info.others]})
+    title = html.escape(info.x)
+    if isinstance(values[0], str):
+        return {
+            "title": title,
+            "type": "category",
+            "categoryorder": "array",
+            "categoryarray": values,
+        }
+    on_lines = sorted({row[info.x] for row in rows})
+    ticks = on_lines if len(on_lines) <= 8 else on_lines[:: len(on_lines) // 6]
+    axis: dict[str, Any] = {}
+    if on_lines and (info.log or len(on_lines) <= 8):
+        axis = {"tickvals": ticks, "ticktext": [number(value) for value in ticks]}
+    if info.log:
+        return {**axis, "title": f"{title}, log scale", "type": "log"}
+    return {**axis, "title": title, "type": "linear"}
+
+
+def between(share: float) -> str:
+    """The colour at a share of the way from the best to the worst."""
+    low, middle, high = BEST_TO_WORST
+    pair = (low, middle) if share < 0.5 else (middle, high)
+    at = 2 * share if share < 0.5 else 2 * share - 1
+    return "rgb({},{},{})".format(*(round(a + at * (b - a)) for a, b in zip(*pair, strict=True)))
 
 
 def draw_parallel(info: ParallelInfo) -> go.Figure:
-    """Each trial as a line over the axes, coloured by FID; drawn as SVG, so any browser can."""
+    """Each trial as a line over the axes, coloured by the metric; as SVG, so any browser can."""
     figure = go.Figure()
     last = len(info.axes) - 1
     places = list(range(last + 1))
-    fids = info.axes[-1].positions
+    shares = info.axes[-1].positions  # of the way from the best to the worst
+    if METRICS[info.metric].higher_is_better:
+        shares = [1 - share for share in shares]
     # worst first, so that the best lie on top
-    for i in sorted(range(len(info.rows)), key=lambda i: -fids[i]):
-        row = info.rows[i]
-        colour = _between(fids[i])
+    for i in sorted(range(len(info.rows)), key=lambda i: -shares[i]):
+        row, colour = info.rows[i], between(shares[i])
         figure.add_trace(
             go.Scatter(
                 x=places,
@@ -226,38 +182,33 @@ def draw_parallel(info: ParallelInfo) -> go.Figure:
             )
         )
     for place, axis in enumerate(info.axes):
-        line = {"color": "rgba(128,128,128,0.8)", "width": 1.2}
-        figure.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, line=line, layer="below")
-        side: dict[str, Any] = {"xanchor": "right" if place == last else "left", "showarrow": False}
-        inward = -6 if place == last else 6
-        for at, text in axis.ticks:
-            figure.add_annotation(
-                x=place, y=at, text=html.escape(text), xshift=inward, font={"size": 11}, **side
-            )
-        title = html.escape(axis.title)  # the last names the extractor: a line of its own above
-        if place < last:
-            title = title.replace("_", "_<br>").replace(" ", "<br>")
-        figure.add_annotation(
-            x=place,
-            y=1,
-            yref="paper",
-            yanchor="bottom",
-            yshift=56 if place == last else 0,
-            text=title,
-            align=side["xanchor"],
-            **side,
-        )
-    figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13},
-        height=440,
-        margin={"l": 10, "r": 10, "t": 88, "b": 10},
-        hovermode="closest",
-        hoverlabel={"align": "left"},
-        showlegend=False,
-    )
+        _add_axis(figure, axis, place, last=place == last)
+    style_figure(figure, 440, {"l": 10, "r": 10, "t": 88, "b": 10}, showlegend=False)
     figure.update_xaxes(visible=False, fixedrange=True, range=[-0.1, last + 0.1])
     figure.update_yaxes(visible=False, fixedrange=True, range=[INACTIVE - 0.06, 1.03])
     return figure
+
+
+def _add_axis(figure: go.Figure, axis: ParallelAxis, place: int, *, last: bool) -> None:
+    """An axis with its ticks and its title."""
+    line = {"color": "rgba(128,128,128,0.8)", "width": 1.2}
+    figure.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, line=line, layer="below")
+    side: dict[str, Any] = {"xanchor": "right" if last else "left", "showarrow": False}
+    for at, text in axis.ticks:
+        shift = -6 if last else 6
+        figure.add_annotation(
+            x=place, y=at, text=html.escape(text), xshift=shift, font={"size": 11}, **side
+        )
+    title = html.escape(axis.title)  # the last names the extractor: a line of its own above
+    if not last:
+        title = title.replace("_", "_<br>").replace(" ", "<br>")
+    figure.add_annotation(
+        x=place,
+        y=1,
+        yref="paper",
+        yanchor="bottom",
+        yshift=56 if last else 0,
+        text=title,
+        align=side["xanchor"],
+        **side,
+    )

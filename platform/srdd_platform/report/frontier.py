@@ -1,56 +1,23 @@
-"""The facts a report draws, computed from a sweep directory and tested by value."""
+"""The facts of a frontier: a metric against a cost, for trials that compare, and references."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from srdd.errors import UserError
-from srdd_platform.core.files import read_json
-from srdd_platform.evaluation.protocol import NEW_COLUMNS
-from srdd_platform.evaluation.rows import COLUMNS, frontier, model_columns
-from srdd_platform.evaluation.table import COLUMN_TYPES
+from srdd_platform.report.columns import COSTS, METRICS, better_sign
+from srdd_platform.report.data import Protocol, protocol_of, usable
 from srdd_platform.report.hypervolume import hypervolume, hypervolume_reference
-from srdd_platform.report.wording import Record, fingerprint_text, label, number
+from srdd_platform.report.setup import Setup
+from srdd_platform.report.wording import Record, fingerprint_text, label, model_text, number
 
-MEASURED = frozenset({"latency_ms"})  # costs that depend on where they were measured
-
-
-class Protocol(NamedTuple):
-    """What two FIDs must share to be compared."""
-
-    extractor: str
-    n: int
-    reference: str
-
-    def __str__(self) -> str:
-        return f"{self.extractor}, n={self.n:,} against {self.reference}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepData:
-    """A sweep directory as read: nothing else of it reaches the report."""
-
-    name: str
-    rows: list[Record]
-    config: dict[str, Any]
-    grids: frozenset[str]  # keys that have a grids/KEY.png
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the figures read of the configuration: its settings, and what a sweep noted."""
-        settings = self.config.get("settings")
-        return {**(settings if isinstance(settings, dict) else {}), **self.config}
+USUAL_COSTS = ("gflops_per_image", "latency_ms")  # of sampling; a row without both made no images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostAxis:
-    """A cost that FID is drawn against; a measured one belongs to one device and dtype."""
+    """A cost that a metric is drawn against; a measured one belongs to one device and dtype."""
 
     column: str
     title: str
@@ -59,101 +26,43 @@ class CostAxis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontierInfo:
-    """FID against one cost, for rows that may be compared."""
+    """A metric against one cost, for rows that may be compared."""
 
     axis: CostAxis
+    metric: str
     protocol: Protocol
-    trials: list[Record]  # cheapest first
-    frontier: list[Record]  # those no other trial beats in both
+    trials: list[Record]  # lowest cost first
+    frontier: list[Record]  # those no other trial beats in both, cheapest first
+    models: dict[str, list[Record]]  # the trials by the model that made them
     references: list[Record]  # have this cost: markers
     lines: list[Record]  # have no cost at all (real images): horizontal lines
     hypervolume: float | None
-    hypervolume_reference: tuple[float, float] | None  # (cost, fid)
+    hypervolume_reference: tuple[float, float] | None  # (cost, metric)
     notes: list[str]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Overview:
-    """The sweep in numbers."""
+def cost_axes(
+    rows: Iterable[Record], cost: str | None = None, metric: str = "fid"
+) -> list[CostAxis]:
+    """The cost axes the trials can be drawn on, one a device and dtype for measured costs.
 
-    trials: int
-    finished: int
-    failed: int
-    searched: dict[str, str]  # setting -> the values seen
-    fixed: dict[str, str]
-    extractors: list[str]
-    best: Record | None
-    best_rule: str
-
-
-def load_sweep(directory: Path) -> SweepData:
-    """Read the table, the configuration and the names of the grids.
-
-    Raises:
-        UserError: the directory is not a sweep's, or its table is damaged or foreign.
-        OSError: the table cannot be read, as the system says.
+    Args:
+        rows: of a sweep.
+        cost: a column; None takes GFLOPs and latency.
+        metric: what is drawn against the cost.
     """
-    missing = [n for n in ("trials.parquet", "config.json") if not (directory / n).is_file()]
-    if missing:
-        raise UserError(
-            f"{directory} is not a finished sweep directory: {' and '.join(missing)} missing; "
-            "name a directory that a sweep has written"
-        )
-    config = read_json(directory / "config.json")
-    if not isinstance(config, dict):
-        raise UserError(f"{directory / 'config.json'} is not a JSON object; run the sweep again")
-    path = directory / "trials.parquet"
-    stored = pa.BufferReader(path.read_bytes())
-    try:
-        table = pq.read_table(stored)
-        lacking = [name for name in COLUMNS if name not in table.column_names]
-        if "protocol" in lacking:  # fid@1
-            lacking = [name for name in lacking if name not in NEW_COLUMNS]
-        types = [(field.name, COLUMN_TYPES.get(field.name, field.type)) for field in table.schema]
-        rows = [] if lacking else table.cast(pa.schema(types)).to_pylist()
-    except (pa.ArrowException, OSError):
-        raise UserError(f"{path} is damaged: delete it and run the sweep again") from None
-    if lacking:
-        raise UserError(f"{path} lacks the columns {', '.join(lacking)}; run the sweep again")
-    return SweepData(
-        name=directory.resolve().name,
-        rows=[{name: _finite(row.get(name)) for name in {**row, **COLUMNS}} for row in rows],
-        config=config,
-        grids=frozenset(path.stem for path in (directory / "grids").glob("*.png")),
-    )
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def usable(rows: Iterable[Record], kind: str) -> list[Record]:
-    """The rows of a kind that finished with an FID."""
-    return [r for r in rows if r["kind"] == kind and r["status"] == "ok" and r["fid"] is not None]
-
-
-def protocol_of(row: Record) -> Protocol:
-    """What a row's FID may be compared under."""
-    return Protocol(row["extractor"], row["n"], row["reference"])
-
-
-def protocols(rows: Iterable[Record]) -> list[Protocol]:
-    """The protocols of the finished trials: most images first, then most trials."""
-    counts = Counter(protocol_of(row) for row in usable(rows, "trial"))
-    return sorted(counts, key=lambda p: (-p.n, -counts[p], p))
-
-
-def cost_axes(rows: Iterable[Record]) -> list[CostAxis]:
-    """The cost axes the trials can be drawn on, one a device and dtype for measured costs."""
-    trials = usable(rows, "trial")
+    trials = usable(rows, "trial", metric)
     axes = []
-    if any(_positive(row["gflops_per_image"]) for row in trials):
-        axes.append(CostAxis(column="gflops_per_image", title="GFLOPs per image"))
-    timed = {fingerprint_text(row) for row in trials if _positive(row["latency_ms"])}
-    axes += [
-        CostAxis(column="latency_ms", title=f"latency in ms, one image ({text})", fingerprint=text)
-        for text in sorted(timed)
-    ]
+    for column in USUAL_COSTS if cost is None else (cost,):
+        costed = [row for row in trials if _positive(row[column])]
+        if not COSTS[column].measured:
+            axes += [CostAxis(column=column, title=COSTS[column].title)] if costed else []
+            continue
+        title = "latency in ms, one image" if column == "latency_ms" else COSTS[column].title
+        axes += [
+            CostAxis(column=column, title=f"{title} ({text})", fingerprint=text)
+            for text in sorted({fingerprint_text(row) for row in costed})
+        ]
     return axes
 
 
@@ -161,108 +70,125 @@ def _positive(value: Any) -> bool:
     return value is not None and value > 0
 
 
+def not_dominated(rows: Iterable[Record], cost: str, metric: str) -> list[Record]:
+    """The rows that no other row beats in both the cost and the metric, cheapest first."""
+    of_cost, of_metric = better_sign(cost), better_sign(metric)
+    best, kept = math.inf, []
+    for row in sorted(rows, key=lambda row: (of_cost * row[cost], of_metric * row[metric])):
+        if of_metric * row[metric] < best:
+            best = of_metric * row[metric]
+            kept.append(row)
+    return kept
+
+
 def frontier_info(
-    rows: Iterable[Record], axis: CostAxis, config: dict[str, Any] | None = None
+    rows: Iterable[Record], axis: CostAxis, setup: Setup, metric: str = "fid"
 ) -> FrontierInfo:
-    """FID against a cost: all trials, those not dominated, and the reference rows beside them.
+    """A metric against a cost: the trials, those not dominated, and the references beside them.
 
     Raises:
         UserError: no trial has this cost, the trials' FIDs were not measured alike, or a
             measured cost comes from more than one device or dtype.
     """
     rows = list(rows)
-    costed = [row for row in usable(rows, "trial") if _positive(row[axis.column])]
+    costed = [row for row in usable(rows, "trial", metric) if _positive(row[axis.column])]
+    protocol, place = _comparable(costed, axis.column)
+    markers, lines, notes = _references(rows, axis, metric, protocol, place)
+    reference = hypervolume_reference(setup.hypervolume_reference, axis.column, metric)
+    named = setup.model_columns(costed[0])
+    models: dict[str, list[Record]] = {}
+    trials = sorted(costed, key=lambda row: (row[axis.column], row[metric], row["key"]))
+    for row in trials:
+        models.setdefault(model_text(row, named), []).append(row)
+    return FrontierInfo(
+        axis=axis,
+        metric=metric,
+        protocol=protocol,
+        trials=trials,
+        frontier=not_dominated(costed, axis.column, metric),
+        models=dict(sorted(models.items())),
+        references=markers,
+        lines=lines,
+        hypervolume=_hypervolume(costed, axis.column, metric, reference),
+        hypervolume_reference=reference,
+        notes=notes,
+    )
+
+
+def _comparable(costed: list[Record], cost: str) -> tuple[Protocol, str]:
+    """What trials that have a cost share: their protocol, and where they were measured.
+
+    Raises:
+        UserError: there are none, or they do not share one.
+    """
     together = sorted({protocol_of(row) for row in costed})
     if not together:
-        raise UserError(f"no finished trial has {axis.column}: there is no frontier to draw")
+        raise UserError(f"no finished trial has {cost}: there is no frontier to draw")
     if len(together) > 1:
         raise UserError(
             "one frontier needs one extractor, number of images and reference; "
             f"these trials have: {' | '.join(map(str, together))}"
         )
     places = sorted({fingerprint_text(row) for row in costed})
-    if axis.column in MEASURED and len(places) > 1:
+    if COSTS[cost].measured and len(places) > 1:
         raise UserError(
-            f"one frontier over {axis.column} needs one device and dtype; "
+            f"one frontier over {cost} needs one device and dtype; "
             f"these trials have: {' | '.join(places)}"
         )
-    markers, lines, notes = _references(rows, axis, together[0], places[0])
-    reference = hypervolume_reference(config or {}, axis.column)
-    points = [(row[axis.column], row["fid"]) for row in costed]
-    return FrontierInfo(
-        axis=axis,
-        protocol=together[0],
-        trials=sorted(costed, key=lambda row: (row[axis.column], row["fid"], row["key"])),
-        frontier=[dict(row) for row in frontier(costed, axis.column)],
-        references=markers,
-        lines=lines,
-        hypervolume=None if reference is None else hypervolume(points, reference),
-        hypervolume_reference=reference,
-        notes=notes,
-    )
+    return together[0], places[0]
+
+
+def _hypervolume(
+    rows: list[Record], cost: str, metric: str, reference: tuple[float, float] | None
+) -> float | None:
+    """The hypervolume of rows; where high values are better, that of 1/cost and of -metric."""
+    if reference is None:
+        return None
+    of_cost, of_metric = better_sign(cost), better_sign(metric)
+    points = [(row[cost] ** of_cost, of_metric * row[metric]) for row in rows]
+    return hypervolume(points, (reference[0] ** of_cost, of_metric * reference[1]))
 
 
 def _references(
-    rows: list[Record], axis: CostAxis, protocol: Protocol, place: str
+    rows: list[Record], axis: CostAxis, metric: str, protocol: Protocol, place: str
 ) -> tuple[list[Record], list[Record], list[str]]:
     """Reference rows to draw as markers, as lines, and why the others are left out."""
     markers, lines, notes = [], [], []
-    for row in usable(rows, "reference"):
+    for row in usable(rows, "reference", metric):
         own = protocol_of(row)
-        costless = row["gflops_per_image"] is None and row["latency_ms"] is None
+        costless = all(row[name] is None for name in USUAL_COSTS)
         if (own.extractor, own.reference) != (protocol.extractor, protocol.reference):
             notes.append(f"{label(row)} is not drawn: measured as {own}.")
         elif costless:
             lines.append(row)
             if own.n != protocol.n:
-                notes.append(
-                    f"{label(row)} is measured on n={own.n:,}, the trials on n={protocol.n:,}: "
-                    "FID reads higher on fewer images."
-                )
+                notes.append(_fewer_text(row, protocol))
         elif own.n != protocol.n:
             notes.append(f"{label(row)} is not drawn: n={own.n:,}, the trials n={protocol.n:,}.")
         elif not _positive(row[axis.column]):
             notes.append(f"{label(row)} is not drawn: it has no {axis.column}.")
-        elif axis.column in MEASURED and fingerprint_text(row) != place:
+        elif COSTS[axis.column].measured and fingerprint_text(row) != place:
             notes.append(f"{label(row)} is not drawn: timed on {fingerprint_text(row)}.")
         else:
             markers.append(row)
     return markers, lines, notes
 
 
-def seen_values(rows: Iterable[Record], name: str) -> list[Any]:
-    """The distinct values of a setting, sorted, None (inactive) last."""
-    values = {row[name] for row in rows}
-    return [*sorted(values - {None}), *([None] if None in values else [])]
-
-
-def overview(sweep: SweepData) -> Overview:
-    """Counts, what was searched and what was held, and the best trial of the main protocol."""
-    trials = [row for row in sweep.rows if row["kind"] == "trial"]
-    main = protocols(trials)[:1]
-    ranked = sorted(
-        (row for row in usable(trials, "trial") if protocol_of(row) in main),
-        key=lambda row: (row["fid"], row["gflops_per_image"] or math.inf, row["key"]),
-    )
-    finished = [row for row in trials if row["status"] == "ok"] or trials
-    own = model_columns(finished[0]) if finished else []
-    seen = {name: seen_values(finished, name) for name in own}
-    return Overview(
-        trials=len(trials),
-        finished=sum(row["status"] == "ok" for row in trials),
-        failed=sum(row["status"] == "failed" for row in trials),
-        searched={name: _range_text(values) for name, values in seen.items() if len(values) > 1},
-        fixed={n: number(v[0]) for n, v in seen.items() if len(v) == 1 and v[0] is not None},
-        extractors=sorted({row["extractor"] for row in sweep.rows if row["extractor"]}),
-        best=ranked[0] if ranked else None,
-        best_rule=str(sweep.facts.get("best_rule") or "lowest FID"),
+def _fewer_text(row: Record, protocol: Protocol) -> str:
+    """Why a row's metrics are not quite those of the trials."""
+    return (
+        f"{label(row)} is measured on n={row['n']:,}, the trials on n={protocol.n:,}: FID reads "
+        "higher on fewer images."
     )
 
 
-def _range_text(values: list[Any]) -> str:
-    """Up to six values in full, more numbers as a range."""
-    given = [value for value in values if value is not None]
-    inactive = " or inactive" if None in values else ""
-    if len(given) > 6 and not isinstance(given[0], str):
-        return f"{number(given[0])} to {number(given[-1])}{inactive}"
-    return ", ".join(number(value) for value in given) + inactive
+def hypervolume_text(info: FrontierInfo) -> str:
+    """The hypervolume with its reference, or why there is none."""
+    column = info.axis.column
+    if info.hypervolume is None or info.hypervolume_reference is None:
+        return f"Hypervolume: not computed, the configuration sets no reference {column}."
+    cost, value = info.hypervolume_reference
+    return (
+        f"Hypervolume of the trials on (log2 {column}, {METRICS[info.metric].title}) up to the "
+        f"reference ({number(cost)}, {number(value)}): {number(info.hypervolume)}."
+    )

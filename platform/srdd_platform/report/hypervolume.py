@@ -5,24 +5,36 @@ from collections.abc import Iterable
 from typing import Any
 
 from srdd.errors import UserError
+from srdd_platform.report.columns import METRICS
 
 
-def hypervolume_reference(config: dict[str, Any], column: str) -> tuple[float, float] | None:
-    """``(cost, fid)`` from ``config["hypervolume_reference"]``; None if it names no such cost."""
-    reference = config.get("hypervolume_reference") or {}
-    if not isinstance(reference, dict) or (reference and "fid" not in reference):
+def hypervolume_reference(
+    reference: Any, column: str, metric: str = "fid"
+) -> tuple[float, float] | None:
+    """``(cost, metric)`` of a sweep's reference point; None if it has not both.
+
+    Args:
+        reference: ``hypervolume_reference`` of a config.json: a value for some columns.
+        column: of the cost.
+        metric: its column.
+
+    Raises:
+        UserError: it has another form, or a value is not a number.
+    """
+    reference = reference or {}
+    if not isinstance(reference, dict) or (reference and not METRICS.keys() & reference.keys()):
         raise UserError(
             'hypervolume_reference in config.json must be like {"gflops_per_image": 4, "fid": 9}'
         )
-    if column not in reference:
+    if column not in reference or metric not in reference:
         return None
     try:
-        cost, fid = float(reference[column]), float(reference["fid"])
+        cost, value = float(reference[column]), float(reference[metric])
     except (TypeError, ValueError):
-        cost = fid = math.nan
-    if not (math.isfinite(fid) and math.isfinite(cost) and cost > 0):
+        cost = value = math.nan
+    if not (math.isfinite(value) and math.isfinite(cost) and cost > 0):
         raise UserError(f"hypervolume_reference in config.json must be numbers, {column} above 0")
-    return cost, fid
+    return cost, value
 
 
 def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:

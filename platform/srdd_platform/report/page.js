@@ -33,7 +33,7 @@ function show(key, open) {
   }
   if (open) {
     panel.classList.add("open");
-    for (const plot of plots.filter((p) => p.id.startsWith("parallel-"))) {
+    for (const plot of plots.filter((p) => p.id.startsWith("parallel"))) {
       const chosen = plot.data.map((trace) => trace.meta === key);
       const any = chosen.includes(true);
       Plotly.restyle(plot, {

@@ -1,29 +1,25 @@
 """How a row's numbers and settings are written, the same in figures, tables and panels."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from srdd_platform.evaluation.rows import model_columns
+from srdd_platform.report.columns import COSTS, METRICS
 
 Record = dict[str, Any]  # a row of trials.parquet: column name -> value, None where null
 
-QUALITY = {
-    "fid": "FID", "is": "IS", "kid": "KID", "kid_raw": "KID raw", "precision": "precision",
-    "recall": "recall",
-}  # fmt: skip
-COSTS = {
-    "nfe": "NFE",
-    "gflops_per_image": "GFLOPs per image",
-    "latency_ms": "latency (ms)",
-    "images_per_s": "images/s",
-    "peak_memory_mb": "peak memory (MB)",
-}
+MISSING = "—"  # in a table's cell
+SHORT_NAMES = {"resample_threshold": "threshold"}  # in headings; other settings have their own
+VALUE_NAMES = {("refine_steps", 0): "no refinement (plain)"}
 
 
 def number(value: Any) -> str:
     """A number to four significant digits, an integer in full, "" for null, text unchanged."""
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
@@ -49,9 +45,24 @@ def active_settings(row: Record) -> dict[str, str]:
     return {name: number(row[name]) for name in model_columns(row) if row[name] is not None}
 
 
+def setting_text(name: str, value: Any, none: str = "inactive") -> str:
+    """A setting with its value."""
+    return VALUE_NAMES.get((name, value)) or f"{name} {number(value) or none}"
+
+
+def short_name(name: str) -> str:
+    """A setting's name in a heading."""
+    return SHORT_NAMES.get(name, name)
+
+
 def settings_text(row: Record) -> str:
     """The active settings on one line."""
     return "; ".join(f"{name} {value}" for name, value in active_settings(row).items())
+
+
+def model_text(row: Record, columns: Iterable[str]) -> str:
+    """What tells a row's model from others, by its columns."""
+    return ", ".join(f"{name} {number(row[name])}" for name in columns if row[name] is not None)
 
 
 def of_extractor(name: str, extractor: str) -> str:
@@ -73,16 +84,16 @@ def facts(row: Record) -> dict[str, str]:
     """Everything a hover box or a panel tells of a row, in order; nulls are left out."""
     extractor = row["extractor"]
     quality = {
-        of_extractor(title, extractor): number(row[name])
-        for name, title in QUALITY.items()
-        if name != "fid"
+        of_extractor(column.title, extractor): number(row[name])
+        for name, column in METRICS.items()
+        if name not in ("fid", "accuracy")
     }
     cells = {
         of_extractor("FID", extractor): plus_minus(row["fid"], row["fid_se"]),
         **quality,
         "accuracy": number(row["accuracy"]),
         **active_settings(row),
-        **{title: number(row[name]) for name, title in COSTS.items()},
+        **{column.title: number(row[name]) for name, column in COSTS.items()},
         "device, dtype": fingerprint_text(row) if row["device"] else "",
         "images": number(row["n"]),
         "compared with": row["reference"],

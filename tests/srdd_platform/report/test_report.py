@@ -18,19 +18,16 @@ from srdd.errors import UserError
 from srdd_platform.core.files import write_json
 from srdd_platform.evaluation.rows import Row, write_row
 from srdd_platform.evaluation.table import compile_table
-from srdd_platform.report.figures import draw_frontier, draw_parallel, draw_threshold
+from srdd_platform.report.data import Protocol, load_sweep, protocols
+from srdd_platform.report.figures import draw_frontier, draw_lines, draw_parallel
+from srdd_platform.report.frontier import CostAxis, cost_axes, frontier_info
 from srdd_platform.report.hypervolume import hypervolume
-from srdd_platform.report.info import (
-    CostAxis,
-    Protocol,
-    cost_axes,
-    frontier_info,
-    load_sweep,
-    overview,
-    protocols,
-)
+from srdd_platform.report.lines import lines_info
+from srdd_platform.report.overview import overview
 from srdd_platform.report.page import build_report
-from srdd_platform.report.settings import INACTIVE, parallel_info, threshold_info
+from srdd_platform.report.parallel import INACTIVE, parallel_info
+from srdd_platform.report.setup import read_setup
+from srdd_platform.report.specs import Lines, Parallel
 from srdd_platform.report.wording import number, plus_minus
 
 EXTRACTOR = "classifier-digits-1a2b3c"
@@ -41,6 +38,10 @@ CONFIG: dict[str, Any] = {
     "hypervolume_reference": {"gflops_per_image": 16.0, "fid": 20.0},
     "best_rule": "lowest FID <over all>",
 }
+SETUP = read_setup(CONFIG)
+LINES = Lines(
+    x="resample_threshold", series="refine_steps", fixed={"cfg": 2.0, "feedback": "updated"}
+)
 
 
 def row(key: str, fid: float | None, gflops: float | None, **values: Any) -> Row:
@@ -131,7 +132,7 @@ def test_hypervolume_never_falls(
 
 
 def test_frontier_and_what_stands_beside_it(tmp_path: Path) -> None:
-    info = frontier_info(records(tmp_path, ROWS), GFLOPS, CONFIG)
+    info = frontier_info(records(tmp_path, ROWS), GFLOPS, SETUP)
     assert keys(info.frontier) == ["plain", "a2", "b2"]
     assert keys(info.trials) == ["plain", "a2", "a1", "off", "kept", "b2", "b1"]
     assert keys(info.references) == ["var", "untrained"]
@@ -159,7 +160,7 @@ def test_frontier_and_what_stands_beside_it(tmp_path: Path) -> None:
 
 def test_fids_decades_apart_get_a_log_axis(tmp_path: Path) -> None:
     rows = records(tmp_path, [row("x", 100.0, 1.0), row("y", 1.0, 2.0, order=1)])
-    axis = draw_frontier(frontier_info(rows, GFLOPS)).layout.yaxis
+    axis = draw_frontier(frontier_info(rows, GFLOPS, SETUP)).layout.yaxis
     assert axis.type == "log"
     assert axis.title.text == f"FID ({EXTRACTOR}), log scale"
     assert axis.range[0] < 0.0 < 2.0 < axis.range[1]  # in powers of ten
@@ -167,22 +168,24 @@ def test_fids_decades_apart_get_a_log_axis(tmp_path: Path) -> None:
 
 def test_no_hypervolume_without_a_reference_point(tmp_path: Path) -> None:
     rows = records(tmp_path, ROWS)
-    assert frontier_info(rows, GFLOPS, {}).hypervolume is None
+    assert frontier_info(rows, GFLOPS, read_setup({})).hypervolume is None
     with pytest.raises(UserError, match="hypervolume_reference"):
-        frontier_info(rows, GFLOPS, {"hypervolume_reference": {"gflops_per_image": -1, "fid": 2}})
+        frontier_info(
+            rows, GFLOPS, read_setup({"hypervolume_reference": {"gflops_per_image": -1, "fid": 2}})
+        )
     with pytest.raises(UserError, match="hypervolume_reference"):
-        frontier_info(rows, GFLOPS, {"hypervolume_reference": {"gflops_per_image": 1}})
+        frontier_info(rows, GFLOPS, read_setup({"hypervolume_reference": {"gflops_per_image": 1}}))
 
 
 @pytest.mark.parametrize("other", [{"extractor": "inception"}, {"n": 50}, {"reference": "test"}])
 def test_rows_measured_differently_share_no_frontier(tmp_path: Path, other: dict[str, Any]) -> None:
     rows = records(tmp_path, [*ROWS, row("other", 3.0, 1.5, order=9, **other)])
     with pytest.raises(UserError, match="one extractor, number of images and reference"):
-        frontier_info(rows, GFLOPS)
+        frontier_info(rows, GFLOPS, SETUP)
     with pytest.raises(UserError, match="measured alike"):
-        parallel_info(rows)
+        parallel_info(rows, Parallel(), SETUP)
     with pytest.raises(UserError, match="measured alike"):
-        threshold_info(rows, CONFIG)
+        lines_info(rows, LINES, SETUP)
     page = build_report(tmp_path / "sweep").read_text()  # split instead
     assert page.count("<summary>Also measured") == 1
     assert {"frontier-0-0", "frontier-1-0"} <= set(re.findall(r'id="(frontier-\d-\d)"', page))
@@ -191,8 +194,11 @@ def test_rows_measured_differently_share_no_frontier(tmp_path: Path, other: dict
 def test_measured_costs_need_one_device_and_dtype(tmp_path: Path) -> None:
     rows = records(tmp_path, [*ROWS, row("gpu", 3.0, 1.5, order=9, device="H200")])
     with pytest.raises(UserError, match="one device and dtype"):
-        frontier_info(rows, CostAxis(column="latency_ms", title="latency"))
-    assert keys(frontier_info(rows, GFLOPS).frontier) == ["plain", "gpu"]  # counted, not measured
+        frontier_info(rows, CostAxis(column="latency_ms", title="latency"), SETUP)
+    assert keys(frontier_info(rows, GFLOPS, SETUP).frontier) == [
+        "plain",
+        "gpu",
+    ]  # counted, not measured
     axes = cost_axes(rows)
     assert [axis.fingerprint for axis in axes] == [None, "H200, float32", "cpu, float32"]
     page = build_report(tmp_path / "sweep").read_text()
@@ -212,36 +218,32 @@ def test_main_protocol_is_the_one_with_most_images(tmp_path: Path) -> None:
 
 def test_threshold_lines(tmp_path: Path) -> None:
     other_top_k = refined("topk", 5.0, 2.0, 1, 0.01, order=8, top_k=900)
-    info = threshold_info(records(tmp_path, [*ROWS, other_top_k]), CONFIG)
-    assert info is not None
+    info = lines_info(records(tmp_path, [*ROWS, other_top_k]), LINES, SETUP)
     assert {steps: keys(line) for steps, line in info.lines.items()} == {
         1: ["a1", "a2"],
         5: ["b1", "b2"],
     }
     assert keys(info.others) == ["off", "topk"]  # the same cfg and feedback, not the grid's lines
-    assert info.plain is not None
-    assert info.plain["key"] == "plain"
+    assert keys(info.levels) == ["plain"]
+    assert info.title == "FID against threshold at cfg 2, feedback updated"
     assert info.notes == []
-    drawn = {trace.name: trace for trace in draw_threshold(info).data}
+    drawn = {trace.name: trace for trace in draw_lines(info).data}
     assert list(drawn["refine_steps 5"].x) == [0.001, 0.01]
     assert list(drawn["refine_steps 5"].y) == [8.0, 6.0]
     assert list(drawn["refine_steps 5"].error_y.array) == [0.5, 0.5]
     assert set(drawn["no refinement (plain)"].y) == {12.0}
-    assert threshold_info(records(tmp_path / "again", ROWS), {}) is None
 
 
 def test_plain_may_be_a_reference_and_gaps_are_said(tmp_path: Path) -> None:
     rows = [one for one in ROWS if one.key not in ("plain", "b1")]
     plain = reference("ref", "plain SDD", 12.5, 1.0, order=3)
-    info = threshold_info(records(tmp_path, [*rows, plain]), CONFIG)
-    assert info is not None
-    assert info.plain is not None
-    assert info.plain["key"] == "ref"  # not the untrained row, alike in all settings
+    info = lines_info(records(tmp_path, [*rows, plain]), LINES, SETUP)
+    assert keys(info.levels) == ["ref"]  # not the untrained row, alike in all settings
     assert info.notes == ["1 of the grid's 4 settings have no FID here."]
 
 
 def test_parallel_axes_show_inactive_settings(tmp_path: Path) -> None:
-    info = parallel_info(records(tmp_path, ROWS))
+    info = parallel_info(records(tmp_path, ROWS), Parallel(), SETUP)
     axes = {axis.name: axis for axis in info.axes}
     assert list(axes) == [
         "refine_steps",
@@ -335,7 +337,7 @@ def test_inception_needs_no_banner(tmp_path: Path) -> None:
     one = row("only", 5.0, 1.0, extractor="inception-2015-12-05")
     text = build_report(sweep(tmp_path / "sweep", [one], {})).read_text()
     assert "cannot be compared" not in text
-    for part in ("One finished trial", "no reference rows", "sets no reference", "names no grid"):
+    for part in ("One finished trial", "no reference rows", "sets no reference"):
         assert part in text
 
 
