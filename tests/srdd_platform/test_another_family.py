@@ -16,7 +16,7 @@ from srdd import image_seed, sample
 from srdd_platform.core.images import to_png, to_uint8
 from srdd_platform.core.ray_session import Session
 from srdd_platform.serving.api import Service, create_app
-from srdd_platform.serving.app import _free_port
+from srdd_platform.serving.app import free_port
 from srdd_platform.serving.deployment import ReplicaOptions, deploy, start
 from srdd_platform.serving.engine import Engine, Generated
 
@@ -93,7 +93,7 @@ def test_the_api_says_what_the_family_says(colours: Colours) -> None:
 def test_a_replica_loads_it_and_answers_over_http(
     ray_session: Session, by_value: None, colours: Colours, directory: Path
 ) -> None:
-    url = start("127.0.0.1", _free_port("127.0.0.1", 0))
+    url = start("127.0.0.1", free_port("127.0.0.1", 0))
     try:
         deploy(ReplicaOptions(pipeline=str(directory), load=load_colours))
         with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:

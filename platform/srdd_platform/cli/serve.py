@@ -6,21 +6,14 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from srdd.devices import Dtype
+from srdd_platform.serving.options import ServeOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Serve:
+class Serve(ServeOptions):
     """Serve a pipeline over HTTP with Ray Serve."""
 
     directory: tyro.conf.Positional[Path]  # pipeline or run directory
-    port: int = 8000
-    host: str = "127.0.0.1"
-    replicas: int = 1
-    max_batch: int = 32  # images that share a batch
-    device: str = "cpu"
-    dtype: Dtype = "float32"
-    address: str | None = None  # an existing Ray cluster (host:port or auto); else a local one
 
     def run(self, console: Console) -> None:
         """Serve until interrupted."""
@@ -36,8 +29,4 @@ class Serve:
                 soft_wrap=True,
             )
 
-        run(
-            self.directory, host=self.host, port=self.port, address=self.address,
-            replicas=self.replicas, max_batch=self.max_batch, device=self.device,
-            dtype=self.dtype, ready=ready, stopping=stopping,
-        )  # fmt: skip
+        run(self, ready=ready, stopping=stopping)

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,11 +16,11 @@ import httpx
 import ray
 from ray import serve
 
-from srdd.devices import check_dtype, find_device
+from srdd.devices import find_device
 from srdd.errors import UserError
 from srdd.generator import Generator
 from srdd.load import load_pipeline
-from srdd_platform.core.ray_session import session
+from srdd_platform.core.ray_session import Session, session
 from srdd_platform.core.runs import model_dir
 from srdd_platform.serving.api import MAX_N
 from srdd_platform.serving.deployment import (
@@ -31,6 +30,7 @@ from srdd_platform.serving.deployment import (
     deploy,
     start,
 )
+from srdd_platform.serving.options import ServeOptions
 from srdd_platform.serving.proxy import IN_PROGRESS
 
 BATCHES_QUEUED = 8  # images inside a replica, in batches
@@ -41,78 +41,89 @@ CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # Serve's own name for it
 
 
 def run(
-    pipeline_dir: Path,
+    options: ServeOptions,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    address: str | None = None,
-    replicas: int = 1,
-    max_batch: int = 32,
-    device: str = "cpu",
-    dtype: str = "float32",
     load: Callable[[str], Generator[Any]] = load_pipeline,
-    ready: Callable[[str], None] | None = None,
-    stopping: Callable[[], None] | None = None,
+    ready: Callable[[str], object] = lambda url: None,
+    stopping: Callable[[], object] = lambda: None,
 ) -> None:
-    """Serve a pipeline until SIGINT or SIGTERM, then finish the requests in progress.
+    """Serve a generator until SIGINT or SIGTERM, then finish the requests in progress.
 
     After the signal new requests are refused, and those in progress have ``DRAIN_S`` seconds. A
     second signal ends at once, in the exception that the signal raises elsewhere.
 
     Args:
-        pipeline_dir: a pipeline directory, or the run directory that holds one.
-        host: the interface to listen on.
-        port: 0 chooses a free one.
-        address: of a running Ray cluster; None starts a local one.
-        replicas: copies of the model, each in a process (and on a GPU) of its own.
-        max_batch: images that a replica advances together.
-        device: ``cpu`` or ``cuda``.
-        dtype: of the model's weights: float32, bfloat16 or float16.
-        load: makes the generator of ``pipeline_dir``, here and in each replica.
+        options: what is served, where and with what.
+        load: makes the generator of a directory, here and in each replica.
         ready: called with the URL once ``/healthz`` answers 200.
         stopping: called after the signal, before the wait for the requests in progress.
 
     Raises:
-        UserError: the port is taken, the directory holds no pipeline, a setting is wrong, the
-            cluster is too small or serves something already.
+        UserError: the port is taken, the directory holds no pipeline, the cluster is too small
+            or serves something already.
     """
-    local = pipeline_dir.exists()  # else it may be a Hugging Face id
-    options = ReplicaOptions(
-        pipeline=str(model_dir(pipeline_dir).resolve() if local else pipeline_dir),
-        load=load,
-        max_batch=max_batch,
-        max_images=max(MAX_N, BATCHES_QUEUED * max_batch),
-        device=device,
-        dtype=dtype,
-    )
-    _check(options, replicas)
-    if address is None:
-        find_device(device)
-    load(options.pipeline)  # refuse a damaged one here, in one line
-    port = _free_port(host, port)
-    with ExitStack() as quiet, session(address) as cluster:
-        gpus = 0 if device == "cpu" else replicas
-        cluster.require(cpus=replicas * options.threads, gpus=gpus)
-        if _serving():
-            raise UserError("Ray Serve already runs on this cluster: stop it or use another one")
+    replica = _checked(options, load)
+    port = free_port(options.host, options.port)
+    with ExitStack() as quiet, session(options.address) as cluster:
+        _check_cluster(cluster, options, replica)
         url = ""
         try:
             with until_signal():
-                url = start(host, port)
-                try:
-                    deploy(options, replicas=replicas)
-                except RuntimeError as error:
-                    raise UserError(f"the model did not start: {_reason()}") from error
-                _wait_healthy(url)
-                if ready is not None:
-                    ready(url)
+                url = start(options.host, port)
+                _deploy(replica, options.replicas, url)
+                ready(url)
                 threading.Event().wait()
-            if stopping is not None:
-                stopping()
+            stopping()
             _drain(url)
         finally:  # Ray reports, late, the end of Serve's controller as a failure
             quiet.enter_context(redirect_stdout(io.StringIO()))
             serve.shutdown()
+
+
+def _checked(options: ServeOptions, load: Callable[[str], Generator[Any]]) -> ReplicaOptions:
+    """What each replica is given, once the device is found and the pipeline loads here.
+
+    Raises:
+        UserError: there is no such device, or the pipeline is missing or damaged.
+    """
+    local = options.directory.exists()  # else it may be a Hugging Face id
+    directory = str(model_dir(options.directory).resolve() if local else options.directory)
+    if options.address is None:
+        find_device(options.device)
+    load(directory)
+    return ReplicaOptions(
+        pipeline=directory,
+        load=load,
+        max_batch=options.max_batch,
+        max_images=max(MAX_N, BATCHES_QUEUED * options.max_batch),
+        device=options.device,
+        dtype=options.dtype,
+    )
+
+
+def _check_cluster(cluster: Session, options: ServeOptions, replica: ReplicaOptions) -> None:
+    """Refuse a cluster without room for the replicas.
+
+    Raises:
+        UserError: it is too small, or serves something already.
+    """
+    gpus = 0 if options.device == "cpu" else options.replicas
+    cluster.require(cpus=options.replicas * replica.threads, gpus=gpus)
+    if _serving():
+        raise UserError("Ray Serve already runs on this cluster: stop it or use another one")
+
+
+def _deploy(replica: ReplicaOptions, replicas: int, url: str) -> None:
+    """Start the replicas and wait until they answer.
+
+    Raises:
+        UserError: the model does not start, or no answer comes from here.
+    """
+    try:
+        deploy(replica, replicas=replicas)
+    except RuntimeError as error:
+        raise UserError(f"the model did not start: {_reason()}") from error
+    _wait_healthy(url)
 
 
 def _drain(url: str) -> None:
@@ -141,24 +152,12 @@ def requests_in_progress(client: httpx.Client, url: str) -> bool:
         return False
 
 
-def _check(options: ReplicaOptions, replicas: int) -> None:
-    """Refuse settings by name."""
-    for name, value in (("--replicas", replicas), ("--max-batch", options.max_batch)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-    if options.device not in ("cpu", "cuda"):
-        raise UserError(f"--device must be cpu or cuda, got {options.device!r}")
-    check_dtype(options.dtype)
-
-
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """``port``, or a free one for 0.
 
     Raises:
         UserError: it is taken, or cannot be had.
     """
-    if not 0 <= port < 65536:
-        raise UserError(f"--port must lie in [0, 65535], got {port}")
     try:
         family, kind, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:

@@ -9,7 +9,6 @@ neither torch nor the models.
 import json
 import random
 from collections.abc import Mapping
-from typing import Any
 
 from starlette.responses import Response
 
@@ -95,15 +94,9 @@ def error_response(
         repeats = 400 <= status < 500 and status not in _WORTH_REPEATING
     if wait_s is None and status == 503:
         wait_s = retry_after(RESTART_S)
-    body: dict[str, Any] = {
-        "detail": message if detail is None else detail,
-        "error": {
-            "message": message,
-            "type": "invalid_request_error" if status < 500 else "server_error",
-            "param": param,
-            "code": code or _CODES.get(status),
-        },
-    }
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status)}
+    body = {"detail": message if detail is None else detail, "error": error}
     answer = Response(json.dumps(body), status, headers, "application/json")  # ASCII
     if repeats:
         answer.headers["x-should-retry"] = "false"

@@ -21,13 +21,9 @@ from srdd.errors import UserError
 from srdd.var.pipeline import save_pipeline
 from srdd_platform.core.images import to_png, to_uint8
 from srdd_platform.core.ray_session import Session
-from srdd_platform.serving.app import (
-    ReplicaOptions,
-    _free_port,
-    deploy,
-    run,
-    start,
-)
+from srdd_platform.serving.app import free_port, run
+from srdd_platform.serving.deployment import ReplicaOptions, deploy, start
+from srdd_platform.serving.options import ServeOptions
 
 pytestmark = pytest.mark.ray
 
@@ -43,7 +39,7 @@ def url(ray_session: Session, tiny_pipeline: Path, slow_pipeline: Path) -> Itera
     guided = SamplerConfig(cfg=1.5, refine_steps=2, resample_threshold=0.1)
     directory = slow_pipeline.with_name("guided")
     save_pipeline(replace(load_pipeline(tiny_pipeline), sampler=guided), directory)
-    url = start("127.0.0.1", _free_port("127.0.0.1", 0))
+    url = start("127.0.0.1", free_port("127.0.0.1", 0))
     try:
         deploy(ReplicaOptions(pipeline=str(directory)))
         slow = ReplicaOptions(pipeline=str(slow_pipeline), max_batch=1, max_images=64)
@@ -278,7 +274,7 @@ def test_serve_s_own_errors_are_json(client: httpx.Client) -> None:
 
 def test_a_cluster_that_serves_already_is_refused(url: str, tiny_pipeline: Path) -> None:
     with pytest.raises(UserError, match="already runs"):
-        run(tiny_pipeline, port=0)
+        run(ServeOptions(directory=tiny_pipeline, port=0))
     assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
 
 

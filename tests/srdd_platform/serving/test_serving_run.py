@@ -19,6 +19,7 @@ from srdd.var.pipeline import save_pipeline
 from srdd_platform.core.images import to_png, to_uint8
 from srdd_platform.core.ray_session import Session
 from srdd_platform.serving.app import requests_in_progress, run, until_signal
+from srdd_platform.serving.options import ServeOptions
 
 pytestmark = pytest.mark.ray
 
@@ -62,7 +63,7 @@ def test_a_signal_lets_the_requests_in_progress_finish(
 
     with ThreadPoolExecutor(4) as pool:
         run(
-            slow_pipeline, port=0, max_batch=2, ready=ready,
+            ServeOptions(directory=slow_pipeline, port=0, max_batch=2), ready=ready,
             stopping=lambda: refused.append(pool.submit(until_refused)),
         )  # fmt: skip
         pipeline = load_pipeline(slow_pipeline)
@@ -100,7 +101,7 @@ def test_a_model_that_cannot_draw_is_refused_with_the_reason(
     broken.transformer.class_emb.weight[0] = float("nan")
     save_pipeline(broken, tmp_path / "broken")
     with pytest.raises(UserError) as refused:
-        run(tmp_path / "broken", port=0)
+        run(ServeOptions(directory=tmp_path / "broken", port=0))
     assert str(refused.value) == ("the model did not start: non-finite logits at scale 1x1")
 
 
@@ -110,7 +111,7 @@ def test_a_taken_port_is_refused_before_anything_starts(tiny_pipeline: Path) -> 
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"^--port {port} is taken on 127\.0\.0\.1: give"):
-            run(tiny_pipeline, port=port)
+            run(ServeOptions(directory=tiny_pipeline, port=port))
 
 
 @pytest.mark.parametrize(
@@ -130,9 +131,9 @@ def test_wrong_settings_are_refused(
     ray_session: Session, tiny_pipeline: Path, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        run(tiny_pipeline, **settings)
+        run(ServeOptions(directory=tiny_pipeline, **settings))
 
 
 def test_no_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no pipeline directory"):
-        run(tmp_path)
+        run(ServeOptions(directory=tmp_path))
