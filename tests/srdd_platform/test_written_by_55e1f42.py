@@ -138,11 +138,10 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
         torch.testing.assert_close(found, load_file(path), rtol=2**-8, atol=1e-3)  # bfloat16's
 
 
-def train(srdd: Command, runs: Path, name: str) -> None:
+def train(srdd: Command, runs: Path, name: str, *more: object) -> None:
     kind = ["transformer", "--tokenizer", runs / "tokenizer", "--mask", name]
-    srdd(
-        "train", *(kind if name in MASKS else [name]), "--data", runs / "data", "--out", runs / name
-    )
+    kind = kind if name in MASKS else [name]
+    srdd("train", *kind, "--data", runs / "data", "--out", runs / name, *more)
 
 
 def read_lines(path: Path) -> list[dict[str, float]]:
@@ -165,6 +164,20 @@ def test_finished_directories_are_left_as_they_are(
     row = read(runs / "resample_threshold" / "best" / "selection.json")["row"]
     chosen = rows(runs / "resample_threshold")[row]
     assert (best.cfg, best.refine_steps) == (chosen["cfg"], chosen["refine_steps"])
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("name", ["resample_threshold", "tokenizer", "markov"])
+def test_other_settings_are_refused_with_the_difference(
+    runs: Path, srdd: Command, sweep: Command, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(runs)
+    with pytest.raises(SystemExit):
+        sweep("--seed", 1) if name == "resample_threshold" else train(srdd, runs, name, "--seed", 1)
+    said = capsys.readouterr().err
+    assert f"runs/digits/{name} holds a run with other settings (" in said
+    assert "seed: 0 -> 1" in said
+    assert files(runs) == before
 
 
 def distill(srdd: Command, runs: Path) -> None:
