@@ -16,7 +16,7 @@ one for each of the model's tags and one for each setting of its sampler.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -127,14 +127,25 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
 
 
 def frontier(
-    rows: Iterable[Mapping[str, Any]], cost: str = "gflops_per_image"
+    rows: Iterable[Mapping[str, Any]],
+    cost: str = "gflops_per_image",
+    metric: str = "fid",
+    higher_is_better: Collection[str] = (),
 ) -> list[Mapping[str, Any]]:
-    """The trials that no other trial beats in both FID and cost, cheapest first."""
+    """The trials that no other trial beats in both a metric and a cost, cheapest first.
+
+    Args:
+        rows: of a sweep.
+        cost: a column.
+        metric: a column.
+        higher_is_better: the columns whose high values are better.
+    """
+    of_cost, of_metric = (-1 if name in higher_is_better else 1 for name in (cost, metric))
     good = [row for row in rows if row["kind"] == "trial" and row["status"] == "ok"]
-    measured = [row for row in good if _is_number(row["fid"]) and _is_number(row[cost])]
+    measured = [row for row in good if _is_number(row[metric]) and _is_number(row[cost])]
     found: list[Mapping[str, Any]] = []
-    for row in sorted(measured, key=lambda row: (row[cost], row["fid"])):
-        if not found or row["fid"] < found[-1]["fid"]:
+    for row in sorted(measured, key=lambda row: (of_cost * row[cost], of_metric * row[metric])):
+        if not found or of_metric * row[metric] < of_metric * found[-1][metric]:
             found.append(row)
     return found
 

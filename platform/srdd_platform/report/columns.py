@@ -32,9 +32,11 @@ COSTS: Mapping[str, Column] = {
     "images_per_s": Column("images/s", higher_is_better=True, measured=True),
     "peak_memory_mb": Column("peak memory (MB)", measured=True),
 }
+HIGHER_IS_BETTER = frozenset(
+    name for name, column in {**METRICS, **COSTS}.items() if column.higher_is_better
+)
 
 
 def better_sign(name: str) -> int:
     """1 for a column whose low values are better, -1 for one whose high values are."""
-    column = METRICS[name] if name in METRICS else COSTS[name]
-    return -1 if column.higher_is_better else 1
+    return -1 if name in HIGHER_IS_BETTER else 1

@@ -1,12 +1,12 @@
 """The facts of a frontier: a metric against a cost, for trials that compare, and references."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from srdd.errors import UserError
-from srdd_platform.report.columns import COSTS, METRICS, better_sign
+from srdd_platform.evaluation.rows import frontier
+from srdd_platform.report.columns import COSTS, HIGHER_IS_BETTER, METRICS, better_sign
 from srdd_platform.report.data import Protocol, protocol_of, usable
 from srdd_platform.report.hypervolume import hypervolume, hypervolume_reference
 from srdd_platform.report.setup import Setup
@@ -38,6 +38,7 @@ class FrontierInfo:
     lines: list[Record]  # have no cost at all (real images): horizontal lines
     hypervolume: float | None
     hypervolume_reference: tuple[float, float] | None  # (cost, metric)
+    no_hypervolume: str  # why there is none
     notes: list[str]
 
 
@@ -70,17 +71,6 @@ def _positive(value: Any) -> bool:
     return value is not None and value > 0
 
 
-def not_dominated(rows: Iterable[Record], cost: str, metric: str) -> list[Record]:
-    """The rows that no other row beats in both the cost and the metric, cheapest first."""
-    of_cost, of_metric = better_sign(cost), better_sign(metric)
-    best, kept = math.inf, []
-    for row in sorted(rows, key=lambda row: (of_cost * row[cost], of_metric * row[metric])):
-        if of_metric * row[metric] < best:
-            best = of_metric * row[metric]
-            kept.append(row)
-    return kept
-
-
 def frontier_info(
     rows: Iterable[Record], axis: CostAxis, setup: Setup, metric: str = "fid"
 ) -> FrontierInfo:
@@ -105,12 +95,13 @@ def frontier_info(
         metric=metric,
         protocol=protocol,
         trials=trials,
-        frontier=not_dominated(costed, axis.column, metric),
+        frontier=[*map(dict, frontier(costed, axis.column, metric, HIGHER_IS_BETTER))],
         models=dict(sorted(models.items())),
         references=markers,
         lines=lines,
         hypervolume=_hypervolume(costed, axis.column, metric, reference),
         hypervolume_reference=reference,
+        no_hypervolume=_no_hypervolume(setup, axis.column, metric),
         notes=notes,
     )
 
@@ -184,11 +175,24 @@ def _fewer_text(row: Record, protocol: Protocol) -> str:
 
 def hypervolume_text(info: FrontierInfo) -> str:
     """The hypervolume with its reference, or why there is none."""
-    column = info.axis.column
+    column, title = info.axis.column, METRICS[info.metric].title
     if info.hypervolume is None or info.hypervolume_reference is None:
-        return f"Hypervolume: not computed, the configuration sets no reference {column}."
+        return f"Hypervolume: not computed, {info.no_hypervolume}."
     cost, value = info.hypervolume_reference
     return (
-        f"Hypervolume of the trials on (log2 {column}, {METRICS[info.metric].title}) up to the "
-        f"reference ({number(cost)}, {number(value)}): {number(info.hypervolume)}."
+        f"Hypervolume of the trials on (log2 {column}, {title}) up to the reference "
+        f"({number(cost)}, {number(value)}): {number(info.hypervolume)}."
     )
+
+
+def _no_hypervolume(setup: Setup, column: str, metric: str) -> str:
+    """Why a frontier has no hypervolume, if it has none."""
+    reference = setup.hypervolume_reference or {}
+    lacking = [name for name in (column, metric) if name not in reference]
+    text = f"the configuration sets no reference {' and '.join(lacking)}"
+    if reference:
+        return text
+    higher = [name for name in setup.objectives if name in HIGHER_IS_BETTER]
+    if higher:
+        return f"{text}: a sweep sets one where low values of all its objectives are better"
+    return f"{text}: no reference row has finished with the settings of the first trial"

@@ -1,6 +1,7 @@
 """A sweep in numbers: what was searched, what was held, and the best trial."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +29,7 @@ def overview(sweep: SweepData) -> Overview:
     """Counts, what was searched and what was held, and the best trial of the main protocol."""
     trials = [row for row in sweep.rows if row["kind"] == "trial"]
     main = protocols(trials)[:1]
-    metric, sign = sweep.setup.metric, better_sign(sweep.setup.metric)
-    ranked = sorted(
-        (row for row in usable(trials, "trial", metric) if protocol_of(row) in main),
-        key=lambda row: (sign * row[metric], row["gflops_per_image"] or math.inf, row["key"]),
-    )
+    comparable = [row for row in usable(trials, "trial") if protocol_of(row) in main]
     finished = [row for row in trials if row["status"] == "ok"] or trials
     own = model_columns(finished[0]) if finished else []
     seen = {name: seen_values(finished, name) for name in own}
@@ -44,9 +41,16 @@ def overview(sweep: SweepData) -> Overview:
         searched=texts,
         fixed={n: number(v[0]) for n, v in seen.items() if len(v) == 1 and v[0] is not None},
         extractors=sorted({row["extractor"] for row in sweep.rows if row["extractor"]}),
-        best=ranked[0] if ranked else None,
+        best=min(comparable, key=lambda row: _rank(row, sweep.setup.objectives), default=None),
         best_rule=sweep.setup.best_rule,
     )
+
+
+def _rank(row: Record, objectives: Sequence[str]) -> tuple[Any, ...]:
+    """The lower, the better: by the first objective, then by the next ones, then by the key."""
+    values = [better_sign(name) * v if (v := row[name]) is not None else math.inf
+              for name in objectives]  # fmt: skip
+    return (*values, row["key"])
 
 
 def _range_text(values: list[Any], null: str) -> str:

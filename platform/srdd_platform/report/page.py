@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from srdd_platform.core.files import write_bytes
 from srdd_platform.evaluation.protocol import FIRST_KID_NOTE, KID_NOTE
-from srdd_platform.report.columns import METRICS
+from srdd_platform.report.columns import COSTS, METRICS
 from srdd_platform.report.data import SweepData, load_sweep, protocols
 from srdd_platform.report.inputs import META, PAGE, SCRIPT, inputs_digest, serve_command
 from srdd_platform.report.overview import Overview, overview
@@ -78,7 +78,7 @@ def render(sweep: SweepData, command: str, digest: str) -> str:
         digest=digest,
         kid_notes=kid_notes(sweep.rows),
         best_label="" if facts_of_sweep.best is None else label(facts_of_sweep.best),
-        best_text=best_text(facts_of_sweep.best, sweep.setup.metric),
+        best_text=best_text(facts_of_sweep.best, sweep.setup.objectives[0]),
     )
 
 
@@ -103,12 +103,13 @@ def kid_notes(rows: Iterable[Record]) -> list[str]:
     return [*notes, KID_NOTE] if any(measured) else notes
 
 
-def best_text(best: Record | None, metric: str) -> str:
-    """The best trial in one line."""
+def best_text(best: Record | None, objective: str) -> str:
+    """The best trial in one line, by the objective that makes it the best."""
     if best is None:
         return ""
-    value = plus_minus(best[metric], best.get(f"{metric}_se"))
-    return f"{METRICS[metric].title} {value} ({best['extractor']}), {settings_text(best)}"
+    title = {**METRICS, **COSTS}[objective].title
+    value = plus_minus(best[objective], best.get(f"{objective}_se"))
+    return f"{title} {value} ({best['extractor']}), {settings_text(best)}"
 
 
 def panel(row: Record, grids: frozenset[str]) -> dict[str, Any]:

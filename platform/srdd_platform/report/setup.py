@@ -7,10 +7,11 @@ from typing import Any
 
 from srdd.errors import UserError
 from srdd_platform.evaluation.rows import model_columns
-from srdd_platform.report.columns import METRICS
+from srdd_platform.report.columns import COSTS, METRICS
 from srdd_platform.report.specs import Figure, Frontier, Lines, Parallel, figures_from_list
 
 LOG_SPREAD = 30  # values further apart than this are easier to read on a logarithmic axis
+OBJECTIVES = ("fid", "gflops_per_image")  # where a config.json names none
 GRID_KEYS = ("cfg", "feedback", "thresholds", "refine_steps")
 
 
@@ -24,7 +25,7 @@ class Setup:
     logarithmic: Mapping[str, bool] = field(default_factory=dict)  # of settings with a range
     base: Mapping[str, Any] = field(default_factory=dict)  # the settings that are not searched
     hypervolume_reference: Any = None  # unchecked: see report/hypervolume.py
-    metric: str = "fid"  # by which the best trial is the best
+    objectives: Sequence[str] = OBJECTIVES  # columns; the best trial is the best in the first
     best_rule: str = "lowest FID"
 
     def varies(self, name: str) -> bool:
@@ -77,7 +78,7 @@ def read_setup(config: Mapping[str, Any]) -> Setup:
         logarithmic={name: bool(ends.get("log")) for name, ends in ranges.items()},
         base=_cells(_object(found.get("base"))),
         hypervolume_reference=found.get("hypervolume_reference"),
-        metric=_metric(found.get("objectives")),
+        objectives=_objectives(found.get("objectives")),
         best_rule=str(found.get("best_rule") or "lowest FID"),
     )
 
@@ -118,7 +119,7 @@ def _cells(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: cell_value(value) for name, value in settings.items()}
 
 
-def _metric(objectives: Any) -> str:
-    """The metric among a sweep's objectives."""
-    names = objectives if isinstance(objectives, list) else []
-    return next((name for name in names if name in METRICS), "fid")
+def _objectives(names: Any) -> Sequence[str]:
+    known = {**METRICS, **COSTS}
+    listed = names if isinstance(names, list) else []
+    return [name for name in listed if isinstance(name, str) and name in known] or OBJECTIVES

@@ -229,6 +229,16 @@ def test_the_frontier_takes_another_cost() -> None:
     assert keys(frontier(rows, "latency_ms")) == ["k1"]
 
 
+def test_the_frontier_takes_another_metric_whose_high_values_are_better() -> None:
+    rows = rows_of([(1.0, 2.0), (2.0, 1.0), (3.0, 3.0)])
+    for row, accuracy, speed in zip(rows, (0.7, 0.7, 0.9), (5.0, 5.0, 8.0), strict=True):
+        row["accuracy"], row["images_per_s"] = accuracy, speed
+    assert keys(frontier(rows, metric="accuracy")) == ["k0"]  # the lowest accuracy, no other
+    assert keys(frontier(rows, metric="accuracy", higher_is_better=["accuracy"])) == ["k0", "k2"]
+    both = ["accuracy", "images_per_s"]
+    assert keys(frontier(rows, "images_per_s", "accuracy", both)) == ["k2"]
+
+
 def test_an_empty_table_has_an_empty_frontier() -> None:
     assert frontier([]) == []
 
