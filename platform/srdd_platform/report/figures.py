@@ -92,45 +92,43 @@ def _add_trials(figure: go.Figure, info: FrontierInfo) -> None:
 
 def draw_lines(info: LinesInfo) -> go.Figure:
     """A metric against a setting, a line for each value of another."""
-    figure, x = go.Figure(), info.x
+    figure, x, series = go.Figure(), info.figure.x, info.figure.series
     on_lines = [row for rows in info.lines.values() for row in rows]
     drawn = [*on_lines, *info.others]
     for i, row in enumerate(info.levels):
         places = places_between([row[x] for row in drawn], log=info.log)
-        name = (
-            f"{x} inactive" if info.series is None else setting_text(info.series, row[info.series])
-        )
+        name = f"{x} inactive" if series is None else setting_text(series, row[series])
         style = {"color": GREY, "dash": DASHES[i % len(DASHES)]}
-        figure.add_trace(level(row, info.metric, places, name, **style))
+        figure.add_trace(level(row, info.figure.metric, places, name, **style))
     if info.others:
         marker = {"color": GREY, "size": 7, "opacity": 0.45}
         name = "off the grid" if info.listed else "other settings"
         more = {"mode": "markers", "name": name, "marker": marker}
-        figure.add_trace(points(info.others, x, info.metric, **more))
+        figure.add_trace(points(info.others, x, info.figure.metric, **more))
     for i, (value, rows) in enumerate(info.lines.items()):
         colour, symbol = PALETTE[i % 7], SYMBOLS[i % len(SYMBOLS)]
-        name = "trials" if info.series is None else f"{info.series} {number(value) or 'inactive'}"
+        name = "trials" if series is None else f"{series} {number(value) or 'inactive'}"
         figure.add_trace(
             points(
                 rows,
                 x,
-                info.metric,
+                info.figure.metric,
                 mode="lines+markers",
                 name=html.escape(name),
                 line={"color": colour, "width": 2},
                 marker={"color": colour, "size": 9, "symbol": symbol},
-                error_y=bars(rows, info.metric),
+                error_y=bars(rows, info.figure.metric),
             )
         )
     extractor = info.protocol.extractor
-    return finish(figure, _x_axis(info), info.metric, extractor, (drawn, info.levels))
+    return finish(figure, _x_axis(info), info.figure.metric, extractor, (drawn, info.levels))
 
 
 def _x_axis(info: LinesInfo) -> dict[str, Any]:
     """The axis of a setting: its values are the ticks where they are few."""
     rows = [row for rows in info.lines.values() for row in rows]
-    values = sorted({row[info.x] for row in [*rows, *info.others]})
-    title = html.escape(info.x)
+    values = sorted({row[info.figure.x] for row in [*rows, *info.others]})
+    title = html.escape(info.figure.x)
     if isinstance(values[0], str):
         return {
             "title": title,
@@ -138,7 +136,7 @@ def _x_axis(info: LinesInfo) -> dict[str, Any]:
             "categoryorder": "array",
             "categoryarray": values,
         }
-    on_lines = sorted({row[info.x] for row in rows})
+    on_lines = sorted({row[info.figure.x] for row in rows})
     ticks = on_lines if len(on_lines) <= 8 else on_lines[:: len(on_lines) // 6]
     axis: dict[str, Any] = {}
     if on_lines and (info.log or len(on_lines) <= 8):

@@ -25,13 +25,11 @@ Point = tuple[Any, Any]  # a value of x and of the series
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinesInfo:
-    """A metric against the setting ``x``."""
+    """A metric against one setting, for trials that compare."""
 
     protocol: Protocol
-    x: str
-    series: str | None
-    fixed: Settings  # what all points share
-    metric: str
+    figure: Lines  # what is drawn
+    fixed: Settings  # what all points share: as in the figure, or what the trials have
     log: bool  # whether the axis of x is logarithmic
     listed: bool  # whether the lines are the settings that the sweep lists as its first
     lines: dict[Any, list[Record]]  # value of the series -> rows by x; None: inactive, no series
@@ -42,7 +40,8 @@ class LinesInfo:
     @property
     def title(self) -> str:
         """What is drawn."""
-        return f"{METRICS[self.metric].title} against {short_name(self.x)}{_at(self.fixed)}"
+        title = METRICS[self.figure.metric].title
+        return f"{title} against {short_name(self.figure.x)}{_at(self.fixed)}"
 
 
 def _at(settings: Settings) -> str:
@@ -51,16 +50,10 @@ def _at(settings: Settings) -> str:
 
 
 def lines_info(rows: Iterable[Record], figure: Lines, setup: Setup) -> LinesInfo:
-    """The lines of a metric over the values of a setting.
+    """The lines that a figure draws of a sweep's rows.
 
-    On the lines are the finished trials at the sweep's first settings, or all trials where those
-    do not vary x, that agree in all settings beside x and the series. Where several such sets
-    exist, the largest is drawn.
-
-    Args:
-        rows: of a sweep.
-        figure: what is drawn.
-        setup: of the sweep.
+    On them are the finished trials at the sweep's first settings, or all trials where those do
+    not vary x, that agree in all settings beside x and the series: the largest such set.
 
     Raises:
         UserError: no trial has finished, or they were not measured alike.
@@ -76,24 +69,21 @@ def lines_info(rows: Iterable[Record], figure: Lines, setup: Setup) -> LinesInfo
     on_points = [row for row in drawn if not points or _is_in(_point(row, figure), points)]
     common = _most_common(on_points, {figure.x, figure.series, *fixed})
     chosen = [row for row in on_points if _agree(row, common, setup)]
-    levels = _levels(rows, protocol, figure, {**fixed, **common}, setup)
     keys = {row["key"] for row in chosen}
+    levels = _levels(rows, protocol, figure, {**fixed, **common}, setup)
+    notes = [] if drawn else [f"No finished trial{_at(fixed)} has {figure.x}: no figure."]
+    notes += _unplaced(len(active) - len(drawn), figure)
+    notes += _missing(points, chosen, levels, figure)
     return LinesInfo(
         protocol=protocol,
-        x=figure.x,
-        series=figure.series,
+        figure=figure,
         fixed=fixed,
-        metric=figure.metric,
         log=log,
         listed=bool(points),
         lines=_by_series(chosen, figure),
         others=[row for row in drawn if row["key"] not in keys],
         levels=levels,
-        notes=[
-            *_unplaced(len(active) - len(drawn), figure),
-            *_missing(points, chosen, levels, figure),
-            *(_no_level(rows, figure, fixed) if not levels else []),
-        ],
+        notes=notes if levels else [*notes, *_no_level(rows, chosen, figure, fixed)],
     )
 
 
@@ -191,9 +181,11 @@ def _missing(
             "here."] if count else []  # fmt: skip
 
 
-def _no_level(rows: list[Record], figure: Lines, fixed: Settings) -> list[str]:
-    """Say that there is no level, where some row has x inactive."""
-    sampled = [row for row in rows if any(row[name] is not None for name in model_columns(row))]
-    if all(row.get(figure.x) is not None for row in sampled):
-        return []
-    return [f"No row without {figure.x} was measured{_at(fixed)}."]
+def _no_level(
+    rows: list[Record], chosen: list[Record], figure: Lines, fixed: Settings
+) -> list[str]:
+    """Say that no row is a level, where a value of the series makes x inactive."""
+    on_lines = {_point(row, figure)[1] for row in chosen}
+    without = {_point(row, figure)[1] for row in rows if row.get(figure.x) is None}
+    possible = without - on_lines - {None}
+    return [f"No row without {figure.x} was measured{_at(fixed)}."] if possible else []
