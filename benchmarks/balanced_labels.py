@@ -27,7 +27,7 @@ from srdd.var.config import SamplerConfig
 from srdd_platform.core.images import to_uint8
 from srdd_platform.data.dataset import load_arrays
 from srdd_platform.evaluation.extractors import Extractor, Features, load_extractor
-from srdd_platform.evaluation.generate import draw_batches
+from srdd_platform.evaluation.generate import sample_batches
 from srdd_platform.evaluation.kid import class_bias
 from srdd_platform.evaluation.metrics import Reference, jackknife_error, measure, raw_kid
 from srdd_platform.report.hypervolume import hypervolume
@@ -54,7 +54,7 @@ class Drawn:
 
 def draw(model: Path, config: SamplerConfig, n: int, seed: int, extractor: Extractor) -> Drawn:
     """Draw n images."""
-    batches = list(draw_batches(load_var(model), config, n, seed, BATCH))
+    batches = list(sample_batches(load_var(model), config, n, seed, BATCH))
     found = extractor(torch.cat([to_uint8(result.images) for _, result in batches]))
     gflops = torch.cat([result.gflops for _, result in batches])
     return Drawn(found, torch.cat([labels for labels, _ in batches]), float(gflops.mean()))

@@ -29,7 +29,7 @@ from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
 from srdd_platform.data.shards import prepare
 from srdd_platform.distill.run import Distillation, distill
-from srdd_platform.evaluation.evaluator import EvaluationConfig
+from srdd_platform.evaluation.protocol import EvaluationConfig
 from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.sweep.run import run_sweep
 from srdd_platform.sweep.space import Grid

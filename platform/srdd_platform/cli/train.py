@@ -133,7 +133,7 @@ class TrainDistill(TrainOptions):
             parse_stages,
             stage_steps,
         )
-        from srdd_platform.evaluation.evaluator import EvaluationConfig
+        from srdd_platform.evaluation.protocol import EvaluationConfig
 
         preset = get_preset(self.preset)
         evaluation = EvaluationConfig(

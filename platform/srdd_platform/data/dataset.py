@@ -157,13 +157,25 @@ def check_split(store: Store, split: str) -> None:
         raise UserError(f"{store.name} has no split {split!r}, only {known}")
 
 
+def image_batches(
+    dataset: ShardDataset, limit: int | None = None, size: int = CHUNK
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first images of a split in their order, in batches: uint8 [b, 3, R, R], labels [b]."""
+    n = len(dataset) if limit is None else min(limit, len(dataset))
+    for first in range(0, n, size):
+        indices = range(first, min(first + size, n))
+        labels = dataset.labels[indices.start : indices.stop].copy()
+        yield stacked(dataset.samples(indices)), torch.from_numpy(labels)
+
+
 def load_images(dataset: ShardDataset, limit: int | None = None) -> tuple[Tensor, Tensor]:
     """The first images of a split in memory: uint8 [n, 3, R, R], labels int64 [n]."""
     n = len(dataset) if limit is None else min(limit, len(dataset))
     images = torch.empty(n, 3, dataset.resolution, dataset.resolution, dtype=torch.uint8)
-    for first in range(0, n, CHUNK):
-        for sample in dataset.samples(range(first, min(first + CHUNK, n))):
-            images[sample["index"]] = sample["image"]
+    first = 0
+    for batch, _ in image_batches(dataset, limit):
+        images[first : first + len(batch)] = batch
+        first += len(batch)
     return images, torch.from_numpy(dataset.labels[:n].copy())
 
 

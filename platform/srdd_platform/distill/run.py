@@ -41,7 +41,6 @@ from srdd_platform.data.codes import encode
 from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.store import open_store
 from srdd_platform.distill.table import (
-    missing_rows,
     print_table,
     row_keys,
     run_rows,
@@ -49,9 +48,14 @@ from srdd_platform.distill.table import (
     write_table,
 )
 from srdd_platform.evaluation.checks import check_data
-from srdd_platform.evaluation.evaluator import EvaluationConfig, weights_digest
 from srdd_platform.evaluation.extractors import check_classes, load_extractor
-from srdd_platform.evaluation.protocol import MIN_IMAGES, begun_under
+from srdd_platform.evaluation.protocol import (
+    MIN_IMAGES,
+    EvaluationConfig,
+    begun_under,
+    weights_digest,
+)
+from srdd_platform.evaluation.runner import missing
 from srdd_platform.train.dry_run import dry_run
 from srdd_platform.train.extend import is_finished
 from srdd_platform.train.job import Job, make_job
@@ -171,7 +175,7 @@ def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline,
     job = replace(job, model=_pipeline_dir(job.model))
     parent = load_var(job.model)
     model, manifest = parent.transformer, _manifest(job)
-    check_data(parent, job.model, manifest, job.data, classes=not model.config.unconditional)
+    check_data(parent.card, job.model, manifest, job.data)
     if job.evaluation.weights and job.evaluation.extractor == "classifier":
         check_classes(len(manifest.classes), str(job.data))
     check_stages(model, job.stages)
@@ -286,11 +290,11 @@ def _judge(
     runs = [job.run(number) for number in range(1, len(job.stages) + 1)]
     specs = table_specs(job.model, job.stages, runs, job.steps)
     keys = row_keys(specs, config, job.evaluation, stage)
-    missing = missing_rows(job.out, specs, keys)
-    if missing:
+    wanted = missing(job.out, list(zip(specs, keys, strict=True)))
+    if wanted:
         gpus = 1 if job.evaluation.device == "cuda" else 0
         connect().require(cpus=job.options.threads, gpus=gpus)
-        console.print(f"Measuring {len(missing)} models")
-        run_rows(job.out, missing, config, job.evaluation, stage)
+        console.print(f"Measuring {len(wanted)} models")
+        run_rows(job.out, wanted, config, job.evaluation, stage)
     table = write_table(job.out, keys, config, job.evaluation)
     print_table(table["rows"], table["note"], console)

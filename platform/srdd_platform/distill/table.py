@@ -14,11 +14,10 @@ and is what a distilled one must beat.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -27,21 +26,19 @@ from srdd.train.var.held_out import reconstruct, tokenizer_quality, transformer_
 from srdd.var.config import SamplerConfig
 from srdd.var.pipeline import Pipeline
 from srdd.var.prune import prune_pipeline
-from srdd_platform.core.files import (
-    digest,
-    read_json,
-    sha256_file,
-    to_json_bytes,
-    write_bytes,
-    write_json,
-    write_once,
-)
-from srdd_platform.core.images import grid_png
+from srdd_platform.core.files import read_json, write_bytes, write_json
 from srdd_platform.core.runs import model_dir
-from srdd_platform.data.dataset import load_images
-from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator, weights_digest
-from srdd_platform.evaluation.generate import GRID_IMAGES, draw_timed
-from srdd_platform.evaluation.protocol import FIRST_KID_NOTE
+from srdd_platform.evaluation.evaluator import Evaluator, load_evaluator
+from srdd_platform.evaluation.generate import COSTS, GRID_IMAGES, Samples, with_grid
+from srdd_platform.evaluation.protocol import (
+    FIRST_KID_NOTE,
+    EvaluationConfig,
+    extractor_sha256,
+    stage_key,
+    weights_digest,
+)
+from srdd_platform.evaluation.rows import row_path
+from srdd_platform.evaluation.runner import Make, run_missing
 from srdd_platform.train.job import Job
 from srdd_platform.train.validation import held_out_images
 
@@ -110,28 +107,21 @@ def row_keys(
     specs: Sequence[RowSpec], config: SamplerConfig, evaluation: EvaluationConfig, job: Job
 ) -> list[str]:
     """The name of each row: a hash of all that decides it; ``job`` reads the data."""
-    weights = evaluation.weights and sha256_file(_weights_file(Path(evaluation.weights)))
     shared = {
         **asdict(evaluation),
         "data": [job.store().manifest.fingerprint, job.settings.get("skipped")],
-        "weights": weights,
-        "parameters": config.active(),
+        "weights": evaluation.weights and extractor_sha256(Path(evaluation.weights)),
     }
-    return [
-        digest(
-            {
-                **shared,
-                "model": weights_digest(Path(spec.pipeline)),
-                "config": read_json(Path(spec.pipeline) / "transformer" / "config.json"),
-                "row": [spec.name, spec.order, spec.pruned, spec.steps],
-            }
-        )
-        for spec in specs
-    ]
-
-
-def _weights_file(path: Path) -> Path:
-    return model_dir(path) / "model.safetensors" if path.is_dir() else path
+    keys = []
+    for spec in specs:
+        directory = Path(spec.pipeline)
+        model = {
+            "model": weights_digest(directory),
+            "config": read_json(directory / "transformer" / "config.json"),
+        }
+        asked = [spec.name, spec.order, spec.pruned, spec.steps]
+        keys.append(stage_key(asked, model, config, shared))
+    return keys
 
 
 def held_out(pipeline: Pipeline, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -157,44 +147,40 @@ def held_out(pipeline: Pipeline, images: Tensor, labels: Tensor) -> dict[str, fl
     }
 
 
-def measure_rows(
-    run: Path,
-    specs: Sequence[tuple[RowSpec, str]],
-    config: SamplerConfig,
-    evaluation: EvaluationConfig,
-    job: Job,
-) -> None:
-    """Measure models one after the other into ``rows/``. Runs in a Ray task.
+def load_maker(
+    run: Path, config: SamplerConfig, evaluation: EvaluationConfig, job: Job
+) -> Make[RowSpec]:
+    """What measures models into rows: loads the held-out images, the extractor and real images.
 
     Without the extractor's weights there is no FID, and few images are drawn.
 
     Args:
         run: the distillation's directory.
-        specs: the models, with the keys of their rows.
         config: the sampler's settings.
         evaluation: how samples are judged.
         job: a training on the data, which says how that is read.
     """
-    if evaluation.device == "cpu":
-        torch.set_num_threads(job.threads)
     images, labels = held_out_images(job)
-    judge = None
-    if evaluation.weights:
-        train = job.dataset("train")
-        with train.store.filling(train.whole_shards):
-            judge = Evaluator(Path(specs[0][0].pipeline), evaluation, load_images(train))
-    for spec, key in specs:
+    evaluator = _load_evaluator(evaluation, job) if evaluation.weights else None
+    num = evaluation.num if evaluator else min(GRID_IMAGES, evaluation.num)
+
+    def measure_samples(pipeline: Pipeline, grid: Path) -> dict[str, Any]:
+        if evaluator:
+            return evaluator.evaluate(pipeline, config, grid=grid)
+        size, seed = evaluation.batch_size, evaluation.seed
+        samples = Samples(pipeline, config, n=num, seed=seed, batch_size=size)
+        for _ in with_grid(samples, grid):
+            pass
+        return samples.cost
+
+    def make(spec: RowSpec, key: str) -> dict[str, Any]:
         pipeline = load_var(spec.pipeline)
         if spec.pruned:
             pipeline = prune_pipeline(pipeline, spec.pruned)
         pipeline = pipeline.to(evaluation.device)
         schedule = pipeline.transformer.schedule
-        num = evaluation.num if judge else min(GRID_IMAGES, evaluation.num)
-        drawn = draw_timed(
-            pipeline, config, num, evaluation.seed, evaluation.batch_size, evaluation.device
-        )
-        grid_png(drawn.images[:GRID_IMAGES], run / "grids" / spec.grid)
-        row = {
+        found = measure_samples(pipeline, run / "grids" / spec.grid)
+        return {
             "key": key,
             "name": spec.name,
             "order": spec.order,
@@ -202,41 +188,42 @@ def measure_rows(
             "patch_nums": ",".join(map(str, schedule.patch_nums)),
             "codes": schedule.length,
             **held_out(pipeline, images, labels),
-            **(judge.quality(drawn.images, drawn.labels) if judge else {}),
-            "extractor": judge.extractor.name if judge else None,
+            **{name: value for name, value in found.items() if name not in COSTS},
+            "extractor": evaluator.extractor.name if evaluator else None,
             "n": num,
-            **drawn.cost,
+            **{name: found[name] for name in COSTS},
             "grid": f"grids/{spec.grid}",
         }
-        write_once(run / "rows" / f"{key}.json", to_json_bytes(row))
+
+    return make
 
 
-def missing_rows(run: Path, specs: Sequence[RowSpec], keys: Sequence[str]) -> list[Any]:
-    """The specs whose rows are not on disk, with their keys."""
-    pairs = zip(specs, keys, strict=True)
-    return [(spec, key) for spec, key in pairs if not (run / "rows" / f"{key}.json").exists()]
+def _load_evaluator(evaluation: EvaluationConfig, job: Job) -> Evaluator:
+    """The evaluator, with the train split as the job reads it."""
+    train = job.dataset("train")
+    with train.store.filling(train.whole_shards):
+        return load_evaluator(evaluation, train)
 
 
 def run_rows(
     run: Path,
-    missing: Sequence[tuple[RowSpec, str]],
+    items: Sequence[tuple[RowSpec, str]],
     config: SamplerConfig,
     evaluation: EvaluationConfig,
     job: Job,
 ) -> None:
-    """Measure the rows given in one task, so that none disturbs another's latency."""
-    gpus = 1 if evaluation.device == "cuda" else 0
-    task = ray.remote(measure_rows).options(
-        num_cpus=job.threads, num_gpus=gpus, name="measure stages", max_retries=1
+    """Measure models in one task, so that none disturbs another's latency."""
+    load = partial(load_maker, run.resolve(), config, evaluation, job)
+    run_missing(
+        run, items, load, name="measure stages", device=evaluation.device, threads=job.threads
     )
-    ray.get(task.remote(run.resolve(), missing, config, evaluation, job))
 
 
 def write_table(
     run: Path, keys: Sequence[str], config: SamplerConfig, evaluation: EvaluationConfig
 ) -> dict[str, Any]:
     """Compile ``stages.json`` and ``stages.md`` from the rows; returns what the former holds."""
-    rows = [read_json(run / "rows" / f"{key}.json") for key in keys]
+    rows = [read_json(row_path(run, key)) for key in keys]
     note = _note(rows[0], config, evaluation.device)
     table = {
         "note": note,

@@ -1,34 +1,29 @@
-"""Whether images and a pipeline belong together."""
+"""Whether images and a model belong together."""
 
 from pathlib import Path
 
 from srdd.errors import UserError
-from srdd.var.pipeline import Pipeline
+from srdd.generator import Card
 from srdd_platform.data.manifest import Manifest
 
 
-def check_data(
-    pipeline: Pipeline, model: Path, manifest: Manifest, data: object, *, classes: bool = True
-) -> None:
-    """Refuse images that are not a pipeline's own kind.
+def check_data(card: Card, model: Path, manifest: Manifest, data: object) -> None:
+    """Refuse images that are not a model's own kind.
 
     Args:
-        pipeline: what draws such images.
+        card: of the model.
         model: what messages call it.
         manifest: of the images.
         data: what messages call them.
-        classes: whether there must be as many classes.
 
     Raises:
         UserError: the images have another size, or other classes.
     """
-    side = pipeline.tokenizer.config.resolution
-    if manifest.resolution != side:
+    if manifest.resolution != card.resolution:
         raise UserError(
-            f"{model} draws {side} px images, {data} holds {manifest.resolution} px ones"
+            f"{model} draws {card.resolution} px images, {data} holds {manifest.resolution} px ones"
         )
-    if classes and len(manifest.classes) != len(pipeline.class_names):
+    if not card.unconditional and len(manifest.classes) != len(card.class_names):
         raise UserError(
-            f"{model} knows {len(pipeline.class_names)} classes, {data} holds "
-            f"{len(manifest.classes)}"
+            f"{model} knows {len(card.class_names)} classes, {data} holds {len(manifest.classes)}"
         )

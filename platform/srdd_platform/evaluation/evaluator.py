@@ -1,9 +1,10 @@
-"""Judging a sampler setting: draw images, measure their quality and their cost, make a row.
+"""Judging images: real ones, an extractor and a protocol, loaded once for many rows.
 
-:func:`Evaluator.trial` is a pure function of the model, the settings, n, the seed and the
-extractor, and knows no Ray: Tune, a test or a script can call it.
+An :class:`Evaluator` knows no model. It judges the images that a generator makes, or any others,
+and knows no Ray: a Tune trial, a test or a script can call it.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,193 +13,236 @@ import torch
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.load import load_var
-from srdd.var.config import SamplerConfig
-from srdd.var.pipeline import Pipeline
-from srdd_platform.core.files import digest, sha256_file
-from srdd_platform.core.images import grid_png
-from srdd_platform.core.runs import model_dir
-from srdd_platform.data.dataset import load_arrays
+from srdd.generator import Card, Generator
+from srdd_platform.data.dataset import ShardDataset, image_batches
 from srdd_platform.evaluation.extractors import Extractor, load_extractor
-from srdd_platform.evaluation.generate import GRID_IMAGES, draw_timed
+from srdd_platform.evaluation.generate import Batch, Samples, with_grid
 from srdd_platform.evaluation.metrics import Reference, measure
-from srdd_platform.evaluation.protocol import PROTOCOL, under
+from srdd_platform.evaluation.protocol import EvaluationConfig, row_key, under
 from srdd_platform.evaluation.rows import Row, settings_columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
-    """What all rows of a sweep share."""
-
-    data: str  # shard directory; its train split is the reference
-    extractor: str  # "classifier" or "inception"
-    weights: str  # the extractor's
-    num: int = 1000  # images a row
-    seed: int = 0
-    batch_size: int = 250
-    device: str = "cpu"
-    dtype: str = "float32"
-    protocol: str = PROTOCOL  # of a directory begun earlier: the one it was begun under
-
-
-def weights_digest(pipeline_dir: Path) -> str:
-    """Names a pipeline's weights, whatever its sampler settings."""
-    parts = [pipeline_dir / part / "model.safetensors" for part in ("tokenizer", "transformer")]
-    return digest([sha256_file(path) for path in parts])
-
-
-def row_key(model: str, config: SamplerConfig, evaluation: EvaluationConfig, extractor: str) -> str:
-    """The name of a row: equal for settings that differ in an inactive one only."""
-    return digest(
-        {
-            "model": model,
-            "parameters": config.active(),
-            "n": evaluation.num,
-            "seed": evaluation.seed,
-            "extractor": extractor,
-            "protocol": evaluation.protocol,
-        }
-    )
-
-
 class Evaluator:
-    """A pipeline, real images and an extractor, loaded once for many rows."""
+    """What images are judged by."""
 
-    def __init__(
-        self,
-        pipeline_dir: Path,
-        evaluation: EvaluationConfig,
-        real: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        """Load all of it.
-
-        Args:
-            pipeline_dir: pipeline or run directory.
-            evaluation: what all rows share.
-            real: images uint8 and labels to compare with, where they are not all of the train
-                split in a local directory.
-
-        Raises:
-            UserError: a part is missing, or they do not fit together.
-        """
-        self.evaluation = evaluation
-        self.pipeline_dir = model_dir(pipeline_dir)
-        self.pipeline = load_var(self.pipeline_dir).to(
-            evaluation.device, getattr(torch, evaluation.dtype)
-        )
-        self.model = weights_digest(self.pipeline_dir)
-        weights = Path(evaluation.weights)
-        self.extractor: Extractor = load_extractor(evaluation.extractor, weights, evaluation.device)
-        images, self.real_labels = real or load_arrays(Path(evaluation.data), "train")
-        self.num_real = len(images)
-        side = self.pipeline.tokenizer.config.resolution
-        if images.shape[-1] != side:
-            raise UserError(f"the model draws {side} px images, the data's are {images.shape[-1]}")
-        features = self.extractor(images)
-        found, wanted = features.logits_nK.shape[1], self.num_classes
-        self.judges_classes = (
-            evaluation.extractor == "classifier"
-            and not self.pipeline.transformer.config.unconditional
-        )
-        if self.judges_classes and found != wanted:
-            raise UserError(f"the classifier knows {found} classes, the model {wanted}")
-        self.reference = Reference(features, self.real_labels)
+    evaluation: EvaluationConfig
+    extractor: Extractor
+    reference: Reference  # features of the real images
+    resolution: int  # of the real images, pixels a side
+    num_classes: int  # of the real images
 
     @property
-    def num_classes(self) -> int:
-        """Classes of the data."""
-        return len(self.pipeline.class_names)
+    def _classifier_classes(self) -> int | None:
+        """The classes that the extractor knows, where it is a classifier."""
+        logits_nK = self.reference.real.logits_nK
+        return logits_nK.shape[1] if self.evaluation.extractor == "classifier" else None
 
-    def key(self, config: SamplerConfig) -> str:
-        """The key of the row for ``config``."""
-        return row_key(self.model, config, self.evaluation, self.extractor.name)
+    def check(self, card: Card) -> None:
+        """Refuse a model whose images cannot be judged.
 
-    def quality(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
-        """The metrics of uint8 images [n, 3, R, R] of the classes asked for, and the protocol."""
-        features = self.extractor(images)
-        found = measure(features, self.reference, labels, accuracy=self.judges_classes)
+        Raises:
+            UserError: its images have another size, or the classifier knows other classes.
+        """
+        if card.resolution != self.resolution:
+            raise UserError(
+                f"the model draws {card.resolution} px images, the data's are {self.resolution}"
+            )
+        known, wanted = self._classifier_classes, len(card.class_names)
+        if known not in (None, wanted) and not card.unconditional:
+            raise UserError(f"the classifier knows {known} classes, the model {wanted}")
+
+    def key(self, model: str, config: Any) -> str:
+        """The key of the row of a model, by its weights' digest, and its sampler's settings."""
+        return row_key(model, config, self.evaluation, self.extractor.name)
+
+    def evaluate_images(
+        self, batches: Iterable[Batch], *, grid: Path | None = None
+    ) -> dict[str, Any]:
+        """The quality of images, whoever made them. Only their features are kept.
+
+        Args:
+            batches: images uint8 [b, 3, R, R], each batch with its classes int64 [b], or all with
+                None. The classes are those of the real images.
+            grid: where a grid of the first images goes.
+
+        Returns:
+            The columns of a row that hold quality, and its protocol.
+
+        Raises:
+            UserError: the images are too few, of another size, or not uint8.
+            FloatingPointError: a feature is not finite.
+        """
+        known = self._classifier_classes == self.num_classes
+        return self._quality(batches, grid, accuracy=known)
+
+    def evaluate(
+        self,
+        generator: Generator[Any],
+        config: Any,
+        *,
+        n: int | None = None,
+        seed: int | None = None,
+        grid: Path | None = None,
+    ) -> dict[str, Any]:
+        """The quality of a generator's images, the same number of each class, and their cost.
+
+        Args:
+            generator: on its device.
+            config: its sampler's settings.
+            n: images, if not as configured.
+            seed: of the images, if not as configured.
+            grid: where a grid of the first images goes.
+
+        Returns:
+            The columns of a row that hold quality and cost, and its protocol.
+
+        Raises:
+            UserError: as :meth:`check`, or the settings do not fit the generator.
+            FloatingPointError: the generator or the extractor gave values that are not finite.
+        """
+        self.check(generator.card)
+        samples = Samples(
+            generator, config, n=n or self.evaluation.num,
+            seed=self.evaluation.seed if seed is None else seed,
+            batch_size=self.evaluation.batch_size,
+        )  # fmt: skip
+        known = self._classifier_classes is not None and not generator.card.unconditional
+        return {**self._quality(samples, grid, accuracy=known), **samples.cost}
+
+    def _quality(
+        self, batches: Iterable[Batch], grid: Path | None, *, accuracy: bool
+    ) -> dict[str, Any]:
+        """Metrics of images; ``accuracy``: whether the classifier's classes are theirs."""
+        labels: list[Tensor | None] = []
+
+        def images() -> Iterator[Tensor]:
+            for images_B, labels_B in with_grid(batches, grid):
+                self._check_size(images_B)
+                labels.append(labels_B)
+                yield images_B
+
+        features = self.extractor(images())
+        given = [labels_B for labels_B in labels if labels_B is not None]
+        if given and len(given) < len(labels):
+            raise UserError("some batches of images have classes, and some have none")
+        labels_n = torch.cat(given) if given else None
+        found = measure(features, self.reference, labels_n, accuracy=accuracy)
         return under(self.evaluation.protocol, found)
 
-    def _row(self, **values: Any) -> Row:
-        reference = f"train n={self.num_real}"
-        shared = {"extractor": self.extractor.name, "reference": reference}
-        return Row(**{**shared, "protocol": self.evaluation.protocol, **values})
+    def _check_size(self, images: Tensor) -> None:
+        """Refuse images of another size than the real ones."""
+        side = self.resolution
+        if images.shape[-2:] != (side, side):
+            size = "x".join(map(str, images.shape[-2:]))
+            raise UserError(f"the images are {size} px, the data's are {side}x{side}")
 
-    def trial(
+    def row(
         self,
-        config: SamplerConfig,
+        generator: Generator[Any],
+        config: Any,
         *,
+        key: str,
         order: int,
         kind: str = "trial",
         name: str = "",
-        pipeline: Pipeline | None = None,
-        key: str | None = None,
         n: int | None = None,
         seed: int | None = None,
         grid: Path | None = None,
     ) -> Row:
-        """Evaluate a setting; a setting that fails makes a row that says so.
+        """The row of :meth:`evaluate`; where a value is not finite, a row that says so.
 
         Args:
-            config: the sampler's settings.
+            generator: on its device.
+            config: its sampler's settings.
+            key: the row's.
             order: the row's place in the table.
             kind: "trial" or "reference".
             name: what a reference row is.
-            pipeline: another model than the evaluator's.
-            key: the row's key, if it is not that of ``config``.
             n: images, if not as configured.
             seed: of the images, if not as configured.
-            grid: where a grid of the first samples goes.
+            grid: where a grid of the first images goes.
+
+        Raises:
+            UserError: as :meth:`evaluate`.
         """
-        pipeline = pipeline or self.pipeline
         n = n or self.evaluation.num
         seed = self.evaluation.seed if seed is None else seed
-        shared: dict[str, Any] = {
-            "key": key or self.key(config),
-            "kind": kind,
-            "name": name,
-            "order": order,
-            "tags": pipeline.card.tags,
+        shared = self._shared(key=key, kind=kind, name=name, order=order, n=n) | {
+            "tags": generator.card.tags,
             "settings": settings_columns(config),
-            "n": n,
             "seed": seed,
             "device": self.evaluation.device,
             "dtype": self.evaluation.dtype,
             "batch_size": min(n, self.evaluation.batch_size),
         }
-        try:
-            measured = self._evaluate(pipeline, config, n, seed, grid)
-        except FloatingPointError as error:
-            return self._row(**shared, status="failed", error=str(error))
-        return self._row(**shared, **measured)
+        return _row(shared, lambda: self.evaluate(generator, config, n=n, seed=seed, grid=grid))
 
-    def _evaluate(
-        self, pipeline: Pipeline, config: SamplerConfig, n: int, seed: int, grid: Path | None
-    ) -> dict[str, Any]:
-        drawn = draw_timed(
-            pipeline, config, n, seed, self.evaluation.batch_size, self.evaluation.device
-        )
-        if grid is not None:
-            grid_png(drawn.images[:GRID_IMAGES], grid)
-        return {**self.quality(drawn.images, drawn.labels), **drawn.cost}
-
-    def judge(
-        self, images: Tensor, labels: Tensor, *, key: str, name: str, order: int, grid: Path
+    def images_row(
+        self,
+        batches: Iterable[Batch],
+        *,
+        beside: Generator[Any],
+        key: str,
+        order: int,
+        name: str,
+        n: int,
+        grid: Path | None = None,
     ) -> Row:
-        """A reference row of given images, uint8 [n, 3, R, R]: real ones or reconstructions."""
-        grid_png(images[:GRID_IMAGES], grid)
-        measured = self.quality(images, labels)
-        return self._row(
-            key=key, kind="reference", name=name, order=order, n=len(images),
-            tags=dict.fromkeys(self.pipeline.card.tags),
-            settings=dict.fromkeys(settings_columns(self.pipeline.sampler)), **measured,
-        )  # fmt: skip
+        """The reference row of :meth:`evaluate_images`; as :meth:`row` where it is not finite.
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """The tokenizer's reconstruction of uint8 images, as uint8."""
-        batches = images.split(self.evaluation.batch_size)
-        return torch.cat([self.pipeline.reconstruct(batch).cpu() for batch in batches])
+        Args:
+            batches: as there.
+            beside: a generator whose rows share the table; its columns are null.
+            key: the row's.
+            order: the row's place in the table.
+            name: what the images are.
+            n: how many there are.
+            grid: where a grid of the first images goes.
 
-    def untrained(self) -> Pipeline:
-        """The pipeline with a transformer that was never trained."""
-        return self.pipeline.untrained()
+        Raises:
+            UserError: as there.
+        """
+        shared = self._shared(key=key, kind="reference", name=name, order=order, n=n) | {
+            "tags": dict.fromkeys(beside.card.tags),
+            "settings": dict.fromkeys(settings_columns(beside.sampler)),
+        }
+        return _row(shared, lambda: self.evaluate_images(batches, grid=grid))
+
+    def _shared(self, **columns: Any) -> dict[str, Any]:
+        """Columns of a row with those that all rows share."""
+        return {
+            "extractor": self.extractor.name,
+            "reference": f"train n={len(self.reference.real.features_nD)}",
+            "protocol": self.evaluation.protocol,
+            **columns,
+        }
+
+
+def _row(columns: dict[str, Any], measure_columns: Callable[[], dict[str, Any]]) -> Row:
+    """A row of columns and those measured; a value that is not finite makes it a failed one."""
+    try:
+        return Row(**{**columns, **measure_columns()})
+    except FloatingPointError as error:
+        return Row(**columns, status="failed", error=str(error))
+
+
+def load_evaluator(evaluation: EvaluationConfig, train: ShardDataset | None = None) -> Evaluator:
+    """Load an extractor and the features of the real images.
+
+    Args:
+        evaluation: what to load, and what all rows share.
+        train: the real images, where they are not all of the train split in a local directory.
+
+    Raises:
+        UserError: a part is missing, or is of another kind.
+    """
+    weights = Path(evaluation.weights)
+    extractor = load_extractor(evaluation.extractor, weights, evaluation.device)
+    train = train or ShardDataset(Path(evaluation.data), "train")
+    features = extractor(images for images, _ in image_batches(train))
+    return Evaluator(
+        evaluation=evaluation, extractor=extractor,
+        reference=Reference(features, torch.from_numpy(train.labels.copy())),
+        resolution=train.resolution, num_classes=len(train.classes),
+    )  # fmt: skip

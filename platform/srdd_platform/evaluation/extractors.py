@@ -7,6 +7,7 @@ nothing about an FID of the other.
 
 import io
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from srdd.foreign import check_tensors, listed, main_state, owned
 from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.networks import is_inception, name_network
 from srdd.weight_files import read_weights
-from srdd_platform.core.files import sha256_file
+from srdd_platform.evaluation.protocol import extractor_name
 
 INCEPTION = "inception-v3-compat"
+BATCH = 250  # images the network sees at once
 _WANTED = (
     "--extractor inception takes torch-fidelity's Inception, "
     "weights-inception-2015-12-05-6726825d.pth"
@@ -73,20 +75,51 @@ class Extractor:
         self._layers = layers
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, batch_size: int = 250) -> Features:
-        """uint8 [n, 3, R, R] -> features and logits, in batches of one size."""
+    def __call__(self, images: Tensor | Iterable[Tensor]) -> Features:
+        """Features and logits of uint8 images [n, 3, R, R], or of an iterable of such batches.
+
+        The network sees :data:`BATCH` images at once, however they come, so that equal images
+        have equal features.
+
+        Raises:
+            UserError: there are no images, or they are not uint8 with three channels.
+            FloatingPointError: a feature is not finite.
+        """
+        batches = [images] if isinstance(images, Tensor) else images
+        parts = [self._features(batch) for batch in _of_size(BATCH, batches)]
+        if not parts:
+            raise UserError("metrics need images, and there are none")
+        features, logits = map(torch.cat, zip(*parts, strict=True))
+        if not (torch.isfinite(features).all() and torch.isfinite(logits).all()):
+            raise FloatingPointError(f"the extractor {self.name} gave features that are not finite")
+        return Features(features, logits)
+
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of one batch, float32 on the CPU."""
+        found = self._net.convert_features_tuple_to_dict(self._net(images.to(self.device)))
+        features, logits = (found[layer].float().cpu() for layer in self._layers)
+        return features, logits
+
+
+def _of_size(size: int, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The images of batches in batches of one size; the last may be smaller."""
+    waiting: list[Tensor] = []
+    missing = size
+    for images in batches:
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise UserError(
                 f"metrics take uint8 images [n, 3, R, R], got {images.dtype} {list(images.shape)}"
             )
-        parts = [self._net(batch.to(self.device)) for batch in images.split(batch_size)]
-        named = [self._net.convert_features_tuple_to_dict(part) for part in parts]
-        features, logits = (
-            torch.cat([part[layer].float().cpu() for part in named]) for layer in self._layers
-        )
-        if not (torch.isfinite(features).all() and torch.isfinite(logits).all()):
-            raise FloatingPointError(f"the extractor {self.name} gave features that are not finite")
-        return Features(features, logits)
+        rest = images
+        while len(rest):
+            waiting.append(rest[:missing])
+            rest = rest[missing:]
+            missing -= len(waiting[-1])
+            if not missing:
+                yield torch.cat(waiting)
+                waiting, missing = [], size
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def check_classes(num: int, name: str) -> None:
@@ -150,7 +183,7 @@ def classifier_name(directory: Path) -> str:
     path = directory / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path} does not exist: the classifier is not finished, or not whole")
-    return f"classifier-{sha256_file(path)[:8]}"
+    return extractor_name("classifier", path)
 
 
 def load_extractor(name: str, weights: Path | None, device: str = "cpu") -> Extractor:
@@ -176,7 +209,7 @@ def load_extractor(name: str, weights: Path | None, device: str = "cpu") -> Extr
     if name == "inception":
         layers = ("2048", "logits_unbiased")
         net = _inception(weights, layers)
-        return Extractor(f"{INCEPTION}-{sha256_file(weights)[:8]}", net, layers, device)
+        return Extractor(extractor_name(INCEPTION, weights), net, layers, device)
     if weights.is_file():
         raise UserError(
             f"--weights {weights} is a file: a classifier is the run directory that srdd train "

@@ -1,16 +1,20 @@
-"""Evaluation protocols: what two rows must share so that their numbers compare.
+"""Evaluation protocols: what two rows must share so that their numbers compare, and their keys.
 
 ``fid@2`` subtracts from KID the bias that images with fixed numbers of each class cause; column
 ``kid_raw`` keeps torch-fidelity's value. ``fid@1`` has that value in column ``kid``. All else is
 equal. A directory keeps the protocol that it was begun under.
+
+A row's key is a digest of all that decides its numbers. Keys are file names: they never change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from srdd.errors import UserError
-from srdd_platform.core.files import read_json
+from srdd_platform.core.files import digest, read_json, sha256_file
+from srdd_platform.core.runs import model_dir
 
 PROTOCOL = "fid@2 uint8-round balanced kid50x250-unbiased prc3 is1 jackknife10"
 FIRST_PROTOCOL = "fid@1 uint8-round balanced kid50x250 prc3 is1 jackknife10"
@@ -58,3 +62,101 @@ def under(protocol: str, measured: Mapping[str, Any]) -> dict[str, Any]:
     if protocol != FIRST_PROTOCOL:
         return {**measured, "protocol": protocol}
     return {"kid" if k == "kid_raw" else k: v for k, v in measured.items() if k != "kid"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What all rows of a directory share."""
+
+    data: str  # shard directory; its train split is the reference
+    extractor: str  # "classifier" or "inception"
+    weights: str  # the extractor's
+    num: int = 1000  # images a row
+    seed: int = 0
+    batch_size: int = 250
+    device: str = "cpu"
+    dtype: str = "float32"
+    protocol: str = PROTOCOL  # of a directory begun earlier: the one it was begun under
+
+
+def weights_digest(directory: Path) -> str:
+    """Names the weights in a pipeline directory of any family, whatever its sampler settings."""
+    return digest([sha256_file(path) for path in sorted(directory.glob("*/model.safetensors"))])
+
+
+def extractor_sha256(weights: Path) -> str:
+    """The SHA-256 of an extractor's weights: a file, or a model or run directory.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = weights if weights.is_file() else model_dir(weights) / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"{weights} holds no finished classifier")
+    return sha256_file(path)
+
+
+def extractor_name(prefix: str, weights: Path) -> str:
+    """The name under which an extractor's numbers stand: it changes with its file of weights."""
+    return f"{prefix}-{sha256_file(weights)[:8]}"
+
+
+def row_key(model: str, settings: Any, evaluation: EvaluationConfig, extractor: str) -> str:
+    """The key of a trial's row: equal for settings that differ in an inactive one only.
+
+    Args:
+        model: its :func:`weights_digest`.
+        settings: the sampler's.
+        evaluation: how the row is made.
+        extractor: its name, as :func:`extractor_name`.
+    """
+    return digest(
+        {
+            "model": model,
+            "parameters": settings.active(),
+            "n": evaluation.num,
+            "seed": evaluation.seed,
+            "extractor": extractor,
+            "protocol": evaluation.protocol,
+        }
+    )
+
+
+def reference_key(
+    asked: Sequence[Any], model: str, settings: Any, evaluation: EvaluationConfig, weights: str
+) -> str:
+    """The key of a reference row.
+
+    Args:
+        asked: its name, what it shows, and the number of images and the seed where it has its own.
+        model: its :func:`weights_digest`.
+        settings: the sampler's.
+        evaluation: how the row is made.
+        weights: of the extractor, as :func:`extractor_sha256` begins.
+    """
+    return digest(
+        {
+            "reference": asked,
+            "model": model,
+            "parameters": settings.active(),
+            "n": evaluation.num,
+            "seed": evaluation.seed,
+            "weights": weights,
+            "protocol": evaluation.protocol,
+        }
+    )
+
+
+def stage_key(
+    asked: Sequence[Any], model: Mapping[str, Any], settings: Any, evaluation: Mapping[str, Any]
+) -> str:
+    """The key of a row of a distillation's table.
+
+    Args:
+        asked: its name, order, scales and steps.
+        model: its ``model``, a :func:`weights_digest`, and its ``config``.
+        settings: the sampler's.
+        evaluation: the fields of an :class:`EvaluationConfig`, where ``data`` names the images
+            and ``weights`` is the extractor's :func:`extractor_sha256`, or "" without one.
+    """
+    return digest({**evaluation, **model, "parameters": settings.active(), "row": asked})

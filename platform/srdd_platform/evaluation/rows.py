@@ -113,9 +113,14 @@ def to_json(row: Row) -> dict[str, Any]:
     }
 
 
+def row_path(directory: Path, key: str) -> Path:
+    """Where the row of a key is."""
+    return directory / "rows" / f"{key}.json"
+
+
 def write_row(directory: Path, row: Row) -> Path:
     """Write ``rows/KEY.json`` once; a row that is there already is left byte for byte."""
-    path = directory / "rows" / f"{row.key}.json"
+    path = row_path(directory, row.key)
     write_once(path, to_json_bytes(to_json(row)))
     return path
 

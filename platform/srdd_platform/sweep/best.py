@@ -10,7 +10,7 @@ from srdd.validation import from_dict, to_dict
 from srdd.var.config import SamplerConfig
 from srdd_platform.core.files import atomic_path, read_json, write_json
 from srdd_platform.core.runs import model_dir
-from srdd_platform.evaluation.evaluator import weights_digest
+from srdd_platform.evaluation.protocol import weights_digest
 from srdd_platform.evaluation.rows import settings_of
 from srdd_platform.sweep.search import trial_rows
 

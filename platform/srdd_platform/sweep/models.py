@@ -43,8 +43,7 @@ def ready_models(
     options = Options(device="cuda" if args.device.startswith("cuda") else "cpu")
     if args.model is not None and args.data is not None:
         pipeline, manifest = load_var(args.model), Manifest.load(args.data)
-        labelled = not pipeline.transformer.config.unconditional
-        check_data(pipeline, args.model, manifest, args.data, classes=labelled)
+        check_data(pipeline.card, args.model, manifest, args.data)
         if args.extractor == "classifier":
             check_classes(len(manifest.classes), str(args.data))
         held_out = manifest.splits["val"].num if "val" in manifest.splits else 0

@@ -1,30 +1,35 @@
 """Reference rows: what the trials are to be read against.
 
-Real images show the floor, the tokenizer's reconstructions the ceiling it sets, an untrained
-model the other end; plain VAR and SDD at several guidance weights and epsilon-truncation, which
-costs no extra pass, are the baselines of every claim about resampling.
+Real images show the floor, a tokenizer's reconstructions the ceiling it sets, an untrained model
+the other end. The sweep names the sampler settings that are measured beside them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
-import torch
+from torch import Tensor
 
-from srdd.load import load_var
-from srdd.var.config import SamplerConfig
-from srdd_platform.core.files import digest
+from srdd.errors import UserError
+from srdd.generator import Generator, HasUntrained, Reconstructs
+from srdd.load import load_pipeline
+from srdd.validation import from_dict
 from srdd_platform.core.runs import model_dir
-from srdd_platform.data.dataset import load_arrays
-from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator, weights_digest
-from srdd_platform.evaluation.rows import read_rows, write_row
+from srdd_platform.data.dataset import ShardDataset, image_batches
+from srdd_platform.evaluation.evaluator import load_evaluator
+from srdd_platform.evaluation.generate import Load, load_generator
+from srdd_platform.evaluation.protocol import EvaluationConfig, reference_key, weights_digest
+from srdd_platform.evaluation.rows import to_json
+from srdd_platform.evaluation.runner import Make, missing, run_missing
+from srdd_platform.sweep.definition import MODEL, Reference
 
 What = Literal["held-out", "reconstruction", "untrained", "sampler"]
-CFGS = (0.0, 0.5, 1.0, 2.0)  # of the plain samplers
-EPSILONS = (1e-3, 1e-2)
 BEST_SEEDS = (0, 1, 2)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,133 +39,93 @@ class ReferenceSpec:
     name: str
     order: int
     what: What
-    config: SamplerConfig = field(default_factory=SamplerConfig)
+    config: Any  # the sampler's settings
     pipeline: str = ""  # another model's directory
     num: int | None = None
     seed: int | None = None
 
 
 def before_search(
-    pipeline: Path, others: Sequence[Path], grid_cfg: float, *, guided: bool = True
+    models: Mapping[Path, Generator[Any]], references: Sequence[Reference]
 ) -> list[ReferenceSpec]:
-    """The rows that do not need the search's outcome."""
-    specs: list[dict[str, Any]] = [
-        {"name": "real, held out", "what": "held-out"},
-        {"name": "tokenizer reconstruction of held out", "what": "reconstruction"},
-        {"name": "untrained", "what": "untrained"},
-    ]
-    cfgs = CFGS if guided else (0.0,)
-    epsilon_cfg = grid_cfg if guided else 0.0
-    for directory in (pipeline, *others):
-        mask = load_var(directory).transformer.config.mask
-        family = {"markov": "SDD", "block_causal": "VAR"}.get(mask, mask)
-        path = "" if directory == pipeline else str(model_dir(directory).resolve())
-        specs += [
-            {
-                "name": f"plain {family} ({mask}), cfg {cfg:g}",
-                "what": "sampler",
-                "config": SamplerConfig(cfg=cfg),
-                "pipeline": path,
-            }
-            for cfg in cfgs
-        ]
-    specs += [
-        {
-            "name": f"epsilon-truncation {epsilon:g}, cfg {epsilon_cfg:g}",
-            "what": "sampler",
-            "config": SamplerConfig(cfg=epsilon_cfg, epsilon=epsilon),
-        }
-        for epsilon in EPSILONS
-    ]
+    """The rows that do not need the search's outcome.
+
+    Args:
+        models: by their directories, the searched one first.
+        references: sampler settings. Those that a model cannot take are left out.
+    """
+    (searched, generator), *_ = models.items()
+    plain = type(generator.sampler)()
+    specs: list[dict[str, Any]] = [{"name": "real, held out", "what": "held-out", "config": plain}]
+    if isinstance(generator, Reconstructs):
+        name = "tokenizer reconstruction of held out"
+        specs.append({"name": name, "what": "reconstruction", "config": plain})
+    if isinstance(generator, HasUntrained):
+        specs.append({"name": "untrained", "what": "untrained", "config": plain})
+    everywhere = [reference for reference in references if reference.every_model]
+    for directory, model in models.items():
+        path = "" if directory == searched else str(model_dir(directory).resolve())
+        specs += [spec | {"pipeline": path} for spec in _taken(model, everywhere)]
+    specs += _taken(generator, [reference for reference in references if not reference.every_model])
     return [ReferenceSpec(order=order, **spec) for order, spec in enumerate(specs)]
 
 
-def after_search(best: SamplerConfig, key: str, num: int, order: int) -> list[ReferenceSpec]:
-    """The best setting, row ``key``, at the held-out split's size, and the untrained model."""
-    rows = [
+def _taken(model: Generator[Any], references: Sequence[Reference]) -> list[dict[str, Any]]:
+    """The references that a model can take, with its name in theirs."""
+    found = []
+    for reference in references:
+        name = reference.name.replace(MODEL, model.card.name)
+        try:
+            config = from_dict(type(model.sampler), dict(reference.settings))
+            model.check_settings(config)
+        except UserError as error:
+            logger.info("The reference %s is left out: %s", name, error)
+            continue
+        found.append({"name": name, "what": "sampler", "config": config})
+    return found
+
+
+def after_search(
+    model: Generator[Any], best: Any, key: str, num: int, order: int, pipeline: str = ""
+) -> list[ReferenceSpec]:
+    """The best setting, row ``key``, at the held-out split's size, and the untrained model.
+
+    Args:
+        model: the searched one.
+        best: the sampler's settings.
+        key: of the best trial's row.
+        num: images of the held-out split.
+        order: the first row's place in the table.
+        pipeline: directory of the best trial's model, where that is not the searched one.
+    """
+    specs = [
         ReferenceSpec(
             name=f"best setting ({key[:6]}), n={num}, seed {seed}", what="sampler", config=best,
-            order=order + i, num=num, seed=seed,
+            order=order + i, num=num, seed=seed, pipeline=pipeline,
         )
         for i, seed in enumerate(BEST_SEEDS)
     ]  # fmt: skip
-    untrained = ReferenceSpec(
-        name=f"untrained, n={num}", what="untrained", order=order + len(rows), num=num
-    )
-    return [*rows, untrained]
+    if isinstance(model, HasUntrained):
+        last = ReferenceSpec(
+            name=f"untrained, n={num}", what="untrained", config=type(model.sampler)(),
+            order=order + len(specs), num=num,
+        )  # fmt: skip
+        specs.append(last)
+    return specs
 
 
 def spec_key(spec: ReferenceSpec, model: str, evaluation: EvaluationConfig, weights: str) -> str:
-    """The row's key: a hash of all that decides it."""
+    """The row's key.
+
+    Args:
+        spec: what it shows.
+        model: the weights' digest of the searched model.
+        evaluation: how the row is made.
+        weights: the first 16 digits of the SHA-256 of the extractor's weights.
+    """
     other = weights_digest(Path(spec.pipeline)) if spec.pipeline else model
-    return digest(
-        {
-            "reference": [spec.name, spec.what, spec.num, spec.seed],
-            "model": other,
-            "parameters": spec.config.active(),
-            "n": evaluation.num,
-            "seed": evaluation.seed,
-            "weights": weights,
-            "protocol": evaluation.protocol,
-        }
-    )
-
-
-def make_rows(
-    directory: Path,
-    pipeline: Path,
-    evaluation: EvaluationConfig,
-    specs: Sequence[tuple[ReferenceSpec, str]],
-    threads: int,
-) -> None:
-    """Evaluate reference rows, one after the other, into ``rows/``. Runs in a Ray task."""
-    if evaluation.device == "cpu":
-        torch.set_num_threads(threads)
-    evaluator = Evaluator(pipeline, evaluation)
-    real, labels = load_arrays(Path(evaluation.data), "val")
-    for spec, key in specs:
-        grid = directory / "grids" / f"{key}.png"
-        if spec.what in ("held-out", "reconstruction"):
-            images = real if spec.what == "held-out" else evaluator.reconstruct(real)
-            row = evaluator.judge(
-                images, labels, key=key, name=spec.name, order=spec.order, grid=grid
-            )
-        else:
-            model = None
-            if spec.what == "untrained":
-                model = evaluator.untrained()
-            elif spec.pipeline:
-                model = load_var(spec.pipeline).to(
-                    evaluation.device, getattr(torch, evaluation.dtype)
-                )
-            row = evaluator.trial(
-                spec.config, order=spec.order, kind="reference", name=spec.name, pipeline=model,
-                key=key, n=spec.num, seed=spec.seed, grid=grid,
-            )  # fmt: skip
-        write_row(directory, row)
-
-
-def run_references(
-    directory: Path,
-    pipeline: Path,
-    evaluation: EvaluationConfig,
-    specs: Sequence[ReferenceSpec],
-    *,
-    weights: str,
-    slots: int,
-    threads: int,
-) -> None:
-    """Make the rows that are not there yet, ``slots`` at a time. Ray must be connected."""
-    missing = missing_references(directory, pipeline, evaluation, specs, weights)
-    if not missing:
-        return
-    gpus = 1 if evaluation.device.startswith("cuda") else 0
-    task = ray.remote(make_rows).options(
-        num_cpus=threads, num_gpus=gpus, name="evaluate references", max_retries=1
-    )
-    parts = [missing[i::slots] for i in range(slots) if missing[i::slots]]
-    paths = directory.resolve(), pipeline.resolve()  # Ray may have been started in another folder
-    ray.get([task.remote(*paths, evaluation, part, threads) for part in parts])
+    asked = [spec.name, spec.what, spec.num, spec.seed]
+    return reference_key(asked, other, spec.config, evaluation, weights)
 
 
 def missing_references(
@@ -172,6 +137,72 @@ def missing_references(
 ) -> list[tuple[ReferenceSpec, str]]:
     """The specs whose rows are not on disk, with their keys."""
     model = weights_digest(model_dir(pipeline))
-    have = {row["key"] for row in read_rows(directory)}
     keyed = [(spec, spec_key(spec, model, evaluation, weights)) for spec in specs]
-    return [(spec, key) for spec, key in keyed if key not in have]
+    return missing(directory, keyed)
+
+
+def run_references(
+    directory: Path,
+    pipeline: Path,
+    evaluation: EvaluationConfig,
+    wanted: Sequence[tuple[ReferenceSpec, str]],
+    *,
+    slots: int,
+    threads: int,
+    load: Load = load_pipeline,
+) -> None:
+    """Make rows, ``slots`` at a time. Ray must be connected.
+
+    Args:
+        directory: of the sweep.
+        pipeline: the searched model's directory.
+        evaluation: how rows are made.
+        wanted: what they show, with their keys.
+        slots: tasks at once.
+        threads: CPUs of each.
+        load: what loads a model.
+    """
+    maker = partial(load_maker, directory.resolve(), pipeline.resolve(), evaluation, load)
+    run_missing(
+        directory, wanted, maker, name="evaluate references", device=evaluation.device,
+        threads=threads, slots=slots,
+    )  # fmt: skip
+
+
+_evaluator = lru_cache(maxsize=1)(load_evaluator)  # a worker may make rows before and after
+
+
+def load_maker(
+    directory: Path, pipeline: Path, evaluation: EvaluationConfig, load: Load = load_pipeline
+) -> Make[ReferenceSpec]:
+    """What makes reference rows: loads the searched model, real images and the extractor."""
+    evaluator = _evaluator(evaluation)
+    searched = load_generator(pipeline, evaluation, load)
+    held_out = ShardDataset(Path(evaluation.data), "val")
+
+    def make(spec: ReferenceSpec, key: str) -> dict[str, Any]:
+        grid = directory / "grids" / f"{key}.png"
+        named: dict[str, Any] = {"key": key, "order": spec.order, "name": spec.name, "grid": grid}
+        if spec.what in ("held-out", "reconstruction"):
+            batches = image_batches(held_out, size=evaluation.batch_size)
+            if spec.what == "reconstruction":
+                batches = ((_reconstruct(searched, images), labels) for images, labels in batches)
+            row = evaluator.images_row(batches, beside=searched, n=len(held_out), **named)
+        else:
+            other = spec.pipeline
+            model = load_generator(other, evaluation, load) if other else searched
+            if spec.what == "untrained":
+                assert isinstance(model, HasUntrained)
+                model = model.untrained()
+            row = evaluator.row(
+                model, spec.config, kind="reference", n=spec.num, seed=spec.seed, **named
+            )
+        return to_json(row)
+
+    return make
+
+
+def _reconstruct(model: Generator[Any], images: Tensor) -> Tensor:
+    """A model's reconstruction of uint8 images, as uint8 on the CPU."""
+    assert isinstance(model, Reconstructs)
+    return model.reconstruct(images).cpu()

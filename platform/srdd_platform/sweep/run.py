@@ -13,30 +13,35 @@ from typing import Any
 from optuna.distributions import BaseDistribution, distribution_to_json
 from rich.console import Console
 
-from srdd.errors import UserError
-from srdd.load import load_var
+from srdd.load import load_pipeline, load_var
 from srdd.presets import get_preset
 from srdd.validation import to_dict
 from srdd.var.checks import check_fits
 from srdd.var.config import SamplerConfig, TransformerConfig
 from srdd_platform.core.cluster import Cluster, lazy_cluster
-from srdd_platform.core.files import sha256_file
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import check_place, model_dir, note, open_run
 from srdd_platform.data.manifest import Manifest
-from srdd_platform.evaluation.evaluator import EvaluationConfig, weights_digest
-from srdd_platform.evaluation.protocol import begun_under
+from srdd_platform.evaluation.protocol import (
+    EvaluationConfig,
+    begun_under,
+    extractor_sha256,
+    weights_digest,
+)
 from srdd_platform.evaluation.rows import read_rows
 from srdd_platform.evaluation.table import compile_table
 from srdd_platform.report.page import build_report
 from srdd_platform.sweep import console as tables
 from srdd_platform.sweep import references
 from srdd_platform.sweep.best import BEST_RULE, best_row, row_config, save_best
+from srdd_platform.sweep.definition import epsilon, plain
 from srdd_platform.sweep.models import Models, ready_models
 from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.sweep.search import Search, run_search, trial_rows
 from srdd_platform.sweep.space import Grid, check_space, extremes, setting
 
+CFGS = (0.0, 0.5, 1.0, 2.0)  # of the plain samplers
+EPSILONS = (1e-3, 1e-2)
 HYPERVOLUME_COST, HYPERVOLUME_FID = 8.0, 2.0  # times plain SDD at the grid's cfg
 
 
@@ -104,7 +109,7 @@ def _settings(
         "model": weights_digest(model_dir(models.pipeline)),
         "others": [weights_digest(model_dir(path)) for path in models.others],
         "data": Manifest.load(models.data).fingerprint,
-        "extractor": [args.extractor, _extractor_digest(models.weights)],
+        "extractor": [args.extractor, extractor_sha256(models.weights)[:16]],
         "num": args.num,
         "seed": args.seed,
         "device": args.device,
@@ -121,14 +126,6 @@ def _settings(
     return settings, runtime
 
 
-def _extractor_digest(weights: Path) -> str:
-    """The hash of an extractor's weights: a file, or a model or run directory."""
-    path = weights if weights.is_file() else model_dir(weights) / "model.safetensors"
-    if not path.exists():
-        raise UserError(f"{weights} holds no finished classifier")
-    return sha256_file(path)[:16]
-
-
 def _search(
     space: Mapping[str, BaseDistribution],
     grid: Grid,
@@ -141,25 +138,23 @@ def _search(
     console: Console,
 ) -> None:
     """Reference rows, trials, then the rows that need the best trial."""
-    weights = _extractor_digest(models.weights)
+    weights = extractor_sha256(models.weights)[:16]
     loaded = load_var(models.pipeline)
-    guided = not loaded.transformer.config.unconditional
     first = [
         {name: value for name, value in params.items() if name in space}
         for params in grid.settings()
     ]
     for config in [base, *(setting(base, params) for params in [*first, *extremes(space)])]:
         check_fits(loaded.transformer, config)
-    specs = references.before_search(models.pipeline, models.others, grid.cfg, guided=guided)
+    compared = [*plain(cfg=CFGS), *epsilon(*EPSILONS, cfg=grid.cfg)]
+    others = {path: load_pipeline(path) for path in models.others}
+    specs = references.before_search({models.pipeline: loaded, **others}, compared)
     shared = (out, models.pipeline, evaluation)
 
-    def refer(wanted: list[references.ReferenceSpec]) -> None:
-        if references.missing_references(*shared, wanted, weights):
-            free = cluster.connect()
-            slots, threads = _slots(args, free)
-            references.run_references(
-                *shared, wanted, weights=weights, slots=slots, threads=threads
-            )
+    def refer(specs: list[references.ReferenceSpec]) -> None:
+        if wanted := references.missing_references(*shared, specs, weights):
+            slots, threads = _slots(args, cluster.connect())
+            references.run_references(*shared, wanted, slots=slots, threads=threads)
 
     if references.missing_references(*shared, specs, weights):
         console.print("Evaluating the reference rows: real images, untrained, plain VAR and SDD")
@@ -185,7 +180,7 @@ def _search(
         config = row_config(best)
         save_best(out, models.pipeline, best, config)
         num_real = Manifest.load(models.data).splits["val"].num
-        refer(references.after_search(config, best["key"], num_real, order=len(specs)))
+        refer(references.after_search(loaded, config, best["key"], num_real, order=len(specs)))
 
 
 def _fix_hypervolume(out: Path, grid: Grid) -> None:

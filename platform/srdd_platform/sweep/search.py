@@ -27,8 +27,11 @@ from ray.tune.search.optuna import OptunaSearch
 
 from srdd.errors import UserError
 from srdd.var.config import SamplerConfig
+from srdd_platform.core.runs import model_dir
 from srdd_platform.core.watching import Watcher
-from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator
+from srdd_platform.evaluation.evaluator import load_evaluator
+from srdd_platform.evaluation.generate import load_generator
+from srdd_platform.evaluation.protocol import EvaluationConfig, weights_digest
 from srdd_platform.evaluation.rows import read_rows, settings_of, to_json, write_row
 from srdd_platform.sweep.space import Space, active_key, check_space, contains, setting, suggest
 
@@ -132,7 +135,9 @@ class SamplerTrial(tune.Trainable):  # type: ignore[misc]
         if search.evaluation.device == "cpu":
             torch.set_num_threads(search.threads)
         self.search = search
-        self.evaluator = Evaluator(Path(search.pipeline), search.evaluation)
+        self.evaluator = load_evaluator(search.evaluation)
+        self.generator = load_generator(search.pipeline, search.evaluation)
+        self.model = weights_digest(model_dir(Path(search.pipeline)))
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -155,9 +160,11 @@ class SamplerTrial(tune.Trainable):  # type: ignore[misc]
         """Evaluate one setting into its row."""
         directory = Path(self.search.directory)
         config = setting(self.search.base, self.config["params"])
-        key = self.evaluator.key(config)
+        key = self.evaluator.key(self.model, config)
         grid = directory / "grids" / f"{key}.png"
-        row = self.evaluator.trial(config, order=self.config["order"], grid=grid)
+        row = self.evaluator.row(
+            self.generator, config, key=key, order=self.config["order"], grid=grid
+        )
         write_row(directory, row)
         values = to_json(row)
         objectives = {name: values[name] for name in OBJECTIVES}

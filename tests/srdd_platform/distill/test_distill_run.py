@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ from srdd_platform.distill.run import (
 )
 from srdd_platform.distill.table import (
     RowSpec,
+    load_maker,
     markdown,
-    measure_rows,
     print_table,
     row_keys,
     table_specs,
 )
-from srdd_platform.evaluation.evaluator import EvaluationConfig
+from srdd_platform.evaluation.protocol import EvaluationConfig
+from srdd_platform.evaluation.runner import make_rows
 from srdd_platform.train.job import Job
 from srdd_platform.train.options import TransformerOptions
 
@@ -246,7 +248,8 @@ def test_without_weights_there_is_no_fid(parent: Path, digits_shards: Path, tmp_
     specs = [RowSpec(name="pruned 1", order=1, pipeline=str(parent), pruned=(1, 4))]
     job = Job(kind="transformer", run="", data=str(digits_shards), settings={"data": "digits"})
     keys = row_keys(specs, config, evaluation, job)
-    measure_rows(tmp_path, list(zip(specs, keys, strict=True)), config, evaluation, job)
+    load = partial(load_maker, tmp_path, config, evaluation, job)
+    make_rows(tmp_path, list(zip(specs, keys, strict=True)), load)
     row = read_json(tmp_path / "rows" / f"{keys[0]}.json")
     assert (row["codes"], row["nfe"], row["extractor"], row["n"]) == (17, 2.0, None, 40)
     assert "fid" not in row

@@ -31,13 +31,39 @@ def test_images_of_another_kind_are_refused(extractor: Extractor, images: Tensor
         extractor(images)
 
 
-def test_features_do_not_depend_on_the_batch(
-    extractor: Extractor, digits: dict[str, tuple[Tensor, Tensor]]
+def test_features_do_not_depend_on_the_batches(
+    extractor: Extractor, digits: dict[str, tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = digits["val"][0][:20]
-    one, many = extractor(images, batch_size=7), extractor(images)
-    assert torch.allclose(one.features_nD, many.features_nD, atol=1e-5)
-    assert torch.allclose(one.logits_nK, many.logits_nK, atol=1e-5)
+    whole = extractor(images)
+    for sizes in (7, [1, 12, 7], 20):
+        given = extractor(iter(images.split(sizes)))
+        assert torch.equal(given.features_nD, whole.features_nD)
+        assert torch.equal(given.logits_nK, whole.logits_nK)
+    monkeypatch.setattr("srdd_platform.evaluation.extractors.BATCH", 7)
+    parts = extractor(images)
+    assert torch.allclose(parts.features_nD, whole.features_nD, atol=1e-5)
+    assert torch.allclose(parts.logits_nK, whole.logits_nK, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 23, [23], [4, 19], [0, 5, 0, 18], [6, 6, 6, 5]])
+def test_the_network_sees_batches_of_one_size(
+    extractor: Extractor, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And every image once, in its order."""
+    monkeypatch.setattr("srdd_platform.evaluation.extractors.BATCH", 6)
+    seen: list[Tensor] = []
+    make = Extractor._features
+
+    def watched(self: Extractor, images: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(images)
+        return make(self, images)
+
+    monkeypatch.setattr(Extractor, "_features", watched)
+    images = torch.randint(256, (23, 3, 16, 16), dtype=torch.uint8)
+    extractor(iter(images.split(sizes)))
+    assert [len(batch) for batch in seen] == [6, 6, 6, 5]
+    assert torch.equal(torch.cat(seen), images)
 
 
 def broken_classifier(directory: Path, value: float, parameter: str) -> Path:

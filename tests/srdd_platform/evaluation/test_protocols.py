@@ -17,11 +17,11 @@ from srdd.presets import digits
 from srdd_platform.core.files import read_json, write_json
 from srdd_platform.core.ray_session import Session
 from srdd_platform.distill.run import Distillation, distill
-from srdd_platform.evaluation.evaluator import EvaluationConfig
 from srdd_platform.evaluation.protocol import (
     FIRST_PROTOCOL,
     NEW_COLUMNS,
     PROTOCOL,
+    EvaluationConfig,
     begun_under,
     under,
 )

@@ -23,8 +23,9 @@ from srdd_platform.cli import main as cli
 from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.shards import prepare
 from srdd_platform.distill.run import Distillation, distill
-from srdd_platform.evaluation.evaluator import EvaluationConfig, Evaluator
+from srdd_platform.evaluation.evaluator import load_evaluator
 from srdd_platform.evaluation.extractors import load_extractor
+from srdd_platform.evaluation.protocol import EvaluationConfig
 from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.sweep.run import run_sweep, searchable
 from srdd_platform.sweep.space import Grid
@@ -137,7 +138,7 @@ def test_a_model_without_classes_is_compared_with_images_of_several(
     evaluation = EvaluationConfig(
         data=str(digits_shards), extractor="classifier", weights=str(classifier_dir), num=50
     )
-    row = Evaluator(model, evaluation).trial(SamplerConfig(), order=0)
+    row = load_evaluator(evaluation).row(load_pipeline(model), SamplerConfig(), key="k", order=0)
     assert row.status == "ok"
     assert row.fid is not None
     assert row.fid > 0
