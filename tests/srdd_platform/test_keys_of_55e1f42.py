@@ -12,8 +12,12 @@ from written_by_55e1f42 import EXPECTED, MASKS, unpack
 from srdd import SamplerConfig, load_pipeline, presets, sample
 from srdd_platform.data.code_places import codes_dir
 from srdd_platform.data.codes import load_codes, load_views
-from srdd_platform.evaluation.protocol import EvaluationConfig, row_key, weights_digest
-from srdd_platform.evaluation.protocol import FIRST_PROTOCOL
+from srdd_platform.evaluation.protocol import (
+    FIRST_PROTOCOL,
+    EvaluationConfig,
+    row_key,
+    weights_digest,
+)
 from srdd_platform.train.job import make_job
 from srdd_platform.train.options import Options, TransformerOptions
 

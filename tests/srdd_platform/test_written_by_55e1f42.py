@@ -20,22 +20,7 @@ from written_by_55e1f42 import MASKS, unpack
 from srdd import load_pipeline, presets
 from srdd_platform.cli.main import main
 from srdd_platform.core.ray_session import Session
-<<<<<<< HEAD
 from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, begun_under
-=======
-from srdd_platform.data.code_places import codes_dir
-from srdd_platform.data.codes import load_codes, load_views
-from srdd_platform.evaluation.protocol import (
-    FIRST_PROTOCOL,
-    NEW_COLUMNS,
-    EvaluationConfig,
-    begun_under,
-    row_key,
-    weights_digest,
-)
-from srdd_platform.train.job import make_job
-from srdd_platform.train.options import Options, TransformerOptions
->>>>>>> 1e11467 (An evaluator judges any generator or any batches of images; missing rows are made in one place)
 
 SCRIPT = Path(__file__).parents[2] / "sweeps" / "resample_threshold.py"
 TIMED = ("latency_ms", "images_per_s", "peak_memory_mb")

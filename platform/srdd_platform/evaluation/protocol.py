@@ -14,7 +14,6 @@ from typing import Any
 
 from srdd.errors import UserError
 from srdd_platform.core.files import digest, read_json, sha256_file
-from srdd_platform.core.runs import model_dir
 
 PROTOCOL = "fid@2 uint8-round balanced kid50x250-unbiased prc3 is1 jackknife10"
 FIRST_PROTOCOL = "fid@1 uint8-round balanced kid50x250 prc3 is1 jackknife10"
@@ -90,6 +89,8 @@ def extractor_sha256(weights: Path) -> str:
     Raises:
         UserError: there are none.
     """
+    from srdd_platform.core.runs import model_dir  # imports torch: options are parsed without it
+
     path = weights if weights.is_file() else model_dir(weights) / "model.safetensors"
     if not path.exists():
         raise UserError(f"{weights} holds no finished classifier")
