@@ -8,14 +8,16 @@ from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
 import psutil
-from ray._private import ray_constants
-from ray._private.services import canonicalize_bootstrap_address
-from ray._private.utils import read_ray_address
-from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
-from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from srdd.errors import UserError
 from srdd_platform.core.ray_environment import certificates, find_token, token_place
+from srdd_platform.core.ray_internals import (
+    CheckAliveRequest,
+    NodeInfoGcsServiceStub,
+    canonicalize_bootstrap_address,
+    ray_constants,
+    read_ray_address,
+)
 
 ANSWER_S = 10.0
 PRIVATE = "srdd-private"  # a label of the node: a local Ray of one command, which nobody joins

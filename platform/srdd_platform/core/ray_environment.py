@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._common.tls_utils import load_certs_from_env
-from ray._private import ray_constants
-from ray._private.authentication.authentication_token_generator import (
-    generate_new_authentication_token,
-)
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from srdd.errors import UserError
+from srdd_platform.core.ray_internals import (
+    generate_new_authentication_token,
+    load_certs_from_env,
+    ray_constants,
+    reload_settings,
+)
 
 OF_CLUSTERS = ("RAY_ADDRESS", "RAY_REDIS_ADDRESS", "RAY_GCS_SERVER_PORT")
 LOCAL = {
@@ -72,15 +72,9 @@ def authentication(token: str) -> Iterator[None]:
     """
     mode = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     with changed(mode if token else {"RAY_AUTH_MODE": "disabled"}):
-        _read_anew()
+        reload_settings()  # Ray itself does so when it sets a mode
         yield
-    _read_anew()
-
-
-def _read_anew() -> None:
-    """Let Ray forget what it read of the variables; Ray itself does so when it sets a mode."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    reload_settings()
 
 
 def find_token() -> str:

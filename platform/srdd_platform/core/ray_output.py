@@ -5,11 +5,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-
-import ray
 
 from srdd_platform.core.interrupts import Terminated, note_terminated
+from srdd_platform.core.ray_internals import logs_dir
 
 
 @contextmanager
@@ -43,7 +41,7 @@ def quiet() -> Iterator[None]:
 
 def _log(text: bytes) -> None:
     """Add a text to the logs of Ray's session, if it has one that can be written to."""
-    node = ray._private.worker._global_node
-    if text and node is not None:
-        with suppress(OSError), (Path(node.get_logs_dir_path()) / "srdd.log").open("ab") as file:
+    directory = logs_dir()
+    if text and directory is not None:
+        with suppress(OSError), (directory / "srdd.log").open("ab") as file:
             file.write(text)

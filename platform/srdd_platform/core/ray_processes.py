@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from ray._private import services
-from ray._private.utils import detect_fate_sharing_support
+from srdd_platform.core.ray_internals import detect_fate_sharing_support, services
 
 
 @contextmanager

@@ -49,6 +49,7 @@ from srdd_platform.core.ray_environment import (
     variables_set,
     worker_settings,
 )
+from srdd_platform.core.ray_internals import autoscaler_limits, dashboard_address, free_by_node
 from srdd_platform.core.ray_output import quiet
 from srdd_platform.core.ray_processes import own_process_groups
 
@@ -96,17 +97,17 @@ class Session:
     @property
     def free_nodes(self) -> list[dict[str, float]]:
         """What of ``nodes`` nobody holds at this moment; one worker needs all of its on one."""
-        return [dict(node) for node in ray._private.state.available_resources_per_node().values()]
+        return free_by_node()
 
     @property
     def grows(self) -> bool:
         """Whether an autoscaler may start nodes."""
-        return not self.local and bool(_autoscaler_limits())
+        return not self.local and bool(autoscaler_limits())
 
     @property
     def capacity(self) -> dict[str, float]:
         """``total``, or more where the cluster's autoscaler may start nodes that are not up."""
-        limits = _autoscaler_limits()
+        limits = autoscaler_limits()
         total = self.total
         return {name: max(total.get(name, 0), limits.get(name, 0)) for name in total | limits}
 
@@ -254,13 +255,8 @@ def _why(error: Exception) -> str:
 
 def _dashboard_url() -> str:
     """The dashboard of the Ray that this process is connected to; "" where it runs none."""
-    url = ray._private.worker.get_dashboard_url()
-    return f"http://{url}" if url else ""
-
-
-def _autoscaler_limits() -> dict[str, float]:
-    """The most an autoscaling cluster may have of each resource; empty without an autoscaler."""
-    return dict(ray._private.state.state.get_max_resources_from_cluster_config() or {})
+    address = dashboard_address()
+    return f"http://{address}" if address else ""
 
 
 def _amount(cpus: float, gpus: float) -> str:

@@ -43,7 +43,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(ray, "is_initialized", lambda: fake.up)
     monkeypatch.setattr(ray, "nodes", lambda: fake.nodes)
     monkeypatch.setattr(ray._private.worker, "get_dashboard_url", lambda: "127.0.0.1:8265")
-    monkeypatch.setattr(ray_environment, "_read_anew", lambda: None)  # a real one may be up
+    monkeypatch.setattr(ray_environment, "reload_settings", lambda: None)  # a real one may be up
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -245,7 +245,7 @@ def test_workers_that_an_autoscaler_may_start_count(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.5})
     cluster = Session(dashboard_url="", local=False)
-    monkeypatch.setattr(module, "_autoscaler_limits", lambda: {})
+    monkeypatch.setattr(module, "autoscaler_limits", lambda: {})
     with pytest.raises(
         UserError,
         match=r"^0 CPUs and 1 GPU needed, but the Ray cluster has 4 CPUs and 0 GPUs, "
@@ -253,7 +253,7 @@ def test_workers_that_an_autoscaler_may_start_count(monkeypatch: pytest.MonkeyPa
     ):
         cluster.require(gpus=1)
     assert not cluster.grows
-    monkeypatch.setattr(module, "_autoscaler_limits", lambda: {"CPU": 2, "GPU": 4})
+    monkeypatch.setattr(module, "autoscaler_limits", lambda: {"CPU": 2, "GPU": 4})
     assert cluster.grows
     cluster.require(cpus=4, gpus=4)
     with pytest.raises(UserError, match="5 GPUs needed"):
