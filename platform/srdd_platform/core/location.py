@@ -82,23 +82,7 @@ def parse_location(text: str, option: str = "") -> Location:
             a scheme that is not known.
     """
     what = f"{option} {text}".lstrip()
-    if not text.strip():
-        raise UserError(f"{option or 'a location'} is empty: give a path or a URI")
-    if _CONTROL.search(text):
-        raise UserError(
-            f"{option or 'a location'} has a line break or another control character in it: "
-            f"{text!r}"
-        )
-    if not _is_utf8(text):
-        raise UserError(
-            f"{what!a} is not UTF-8: rename it (or set LC_ALL=C.UTF-8, if the shell's locale is "
-            "the reason)"
-        )
-    if _has_credentials(text):
-        raise UserError(
-            f"{option or 'a location'} has credentials in it, which would be kept in config.json: "
-            "give them by the environment (such as AWS_ACCESS_KEY_ID), on every node"
-        )
+    _check_text(text, option)
     if _WINDOWS.match(text):
         if os.path.exists(text):
             return Location(scheme="", path=text)
@@ -119,6 +103,26 @@ def parse_location(text: str, option: str = "") -> Location:
     if scheme not in STORES:
         raise UserError(f"{what}: the scheme {scheme} is not known; known are {KNOWN}, or a path")
     return _store(scheme, rest, what)
+
+
+def _check_text(text: str, option: str) -> None:
+    """Refuse what can be no location, whatever its scheme."""
+    name = option or "a location"
+    if not text.strip():
+        raise UserError(f"{name} is empty: give a path or a URI")
+    if _CONTROL.search(text):
+        raise UserError(f"{name} has a line break or another control character in it: {text!r}")
+    if not _is_utf8(text):
+        what = f"{option} {text}".lstrip()
+        raise UserError(
+            f"{what!a} is not UTF-8: rename it (or set LC_ALL=C.UTF-8, if the shell's locale is "
+            "the reason)"
+        )
+    if _has_credentials(text):
+        raise UserError(
+            f"{name} has credentials in it, which would be kept in config.json: give them by the "
+            "environment (such as AWS_ACCESS_KEY_ID), on every node"
+        )
 
 
 def parse_path(text: str, option: str = "") -> Path:

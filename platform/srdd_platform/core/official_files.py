@@ -72,9 +72,8 @@ def convert(
     with atomic_path(out) as temporary:
         save_pipeline(pipeline, temporary)
     for one in (tokenizer, source):
-        logger.info("%s", describe_source(one))
-        for line in key_lines(one) if show_keys else ():
-            logger.info("%s", line)
+        lines = [describe_source(one), *(key_lines(one) if show_keys else ())]
+        logger.info("%s", "\n".join(lines))
     logger.info("%s", describe_pipeline(pipeline))
     logger.info("%s", describe_mask(pipeline, source, mask))
     if warning := mask_warning(pipeline, source):

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,19 +147,8 @@ class Inspections:
             look: inspects one whose bytes have not been looked at; called from threads.
         """
         shards = manifest.splits[split].shards
-        found: dict[str, list[Damage]] = {}
-        todo: list[Shard] = []
-        for shard in shards:
-            mark = stamps.get(shard.name)
-            if mark is None:
-                found[shard.name] = [Damage(name=shard.name, num=shard.num, why="missing")]
-            elif not mark.startswith(f"{shard.bytes} "):
-                why = f"{mark.split()[0]} bytes, not the {shard.bytes} of the manifest"
-                found[shard.name] = [Damage(name=shard.name, num=shard.num, why=why)]
-            elif (known := self._known(shard, mark)) is not None:
-                found[shard.name] = known
-            else:
-                todo.append(shard)
+        found = {shard.name: self._known(shard, stamps.get(shard.name)) for shard in shards}
+        todo = [shard for shard in shards if found[shard.name] is None]
         if todo:
             if (size := sum(shard.bytes for shard in todo)) > MUCH:
                 logger.warning("looking at %.0f GB of shards once", size / 1e9)
@@ -170,13 +160,17 @@ class Inspections:
                         "sha256": shard.sha256,
                         "damaged": [asdict(damage) for damage in damages],
                     }
-            try:
+            with suppress(OSError):  # a read-only or full disk: the next reader looks again
                 files.write_json(self._path, self._found)
-            except OSError:  # a read-only or full disk: the next reader looks again
-                pass
-        return [damage for shard in shards for damage in found[shard.name]]
+        return [damage for shard in shards for damage in found[shard.name] or ()]
 
-    def _known(self, shard: Shard, mark: str) -> list[Damage] | None:
+    def _known(self, shard: Shard, mark: str | None) -> list[Damage] | None:
+        """What of a shard cannot be used, as far as that is known without its bytes."""
+        if mark is None:
+            return [Damage(name=shard.name, num=shard.num, why="missing")]
+        if not mark.startswith(f"{shard.bytes} "):
+            why = f"{mark.split()[0]} bytes, not the {shard.bytes} of the manifest"
+            return [Damage(name=shard.name, num=shard.num, why=why)]
         try:
             entry = self._found[shard.name]
             if (entry["stamp"], entry["sha256"]) != (mark, shard.sha256):

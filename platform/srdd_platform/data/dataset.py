@@ -72,18 +72,7 @@ class ShardDataset(Dataset[Sample]):
                                 "them again, or prepare the data again")  # fmt: skip
             skipped = {}
         self._names = [shard.name for shard in self.manifest.splits[split].shards]
-        parts: list[npt.NDArray[np.int64]] = []  # [n, 5]: number, label, shard, offset, size
-        first = 0
-        for place, shard in enumerate(self.manifest.splits[split].shards):
-            if shard.name not in skipped and (shards is None or shard.name in shards):
-                index = self.store.index(split, shard)
-                number = np.arange(first, first + shard.num)
-                columns = (np.full(shard.num, place), index.offsets, index.sizes)
-                parts.append(np.stack((number, index.labels, *columns), axis=1))
-            first += shard.num
-        rows = np.concatenate(parts) if parts else np.zeros((0, 5), dtype=np.int64)
-        lost = [int(name.rpartition("-")[2]) for name in skipped if name not in self._names]
-        rows = rows[~np.isin(rows[:, 0], lost)] if lost else rows
+        rows = self._rows(skipped, shards)
         self.numbers, self.labels = rows[:, 0].copy(), rows[:, 1].copy()
         self._places = rows[:, 2:].copy()
         self.classes = self.manifest.classes
@@ -93,6 +82,21 @@ class ShardDataset(Dataset[Sample]):
         if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise UserError(f"{self.store.name} has labels beyond the classes of its manifest: "
                             "prepare the data again")  # fmt: skip
+
+    def _rows(self, skipped: Skipped, shards: Sequence[str] | None) -> npt.NDArray[np.int64]:
+        """The usable samples, [n, 5]: number, label, shard, offset, size."""
+        parts: list[npt.NDArray[np.int64]] = []
+        first = 0
+        for place, shard in enumerate(self.manifest.splits[self.split].shards):
+            if shard.name not in skipped and (shards is None or shard.name in shards):
+                index = self.store.index(self.split, shard)
+                number = np.arange(first, first + shard.num)
+                columns = (np.full(shard.num, place), index.offsets, index.sizes)
+                parts.append(np.stack((number, index.labels, *columns), axis=1))
+            first += shard.num
+        rows = np.concatenate(parts) if parts else np.zeros((0, 5), dtype=np.int64)
+        lost = [int(name.rpartition("-")[2]) for name in skipped if name not in self._names]
+        return rows[~np.isin(rows[:, 0], lost)] if lost else rows
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -93,26 +94,10 @@ def build_index(path: Path, keys: list[str]) -> ShardIndex:
         BadShardError: truncated, damaged, samples that lack a member, or others than ``keys``.
         OSError: it cannot be read.
     """
-    samples: Members = {}
     labels: list[int] = []
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if member.offset_data + member.size > size:
-                        raise BadShardError(f"truncated at {member.name}")
-                    key, _, extension = member.name.partition(".")
-                    if not member.isreg() or extension not in MEMBERS:
-                        raise BadShardError(f"has a foreign member {member.name}")
-                    if extension in samples.setdefault(key, {}):
-                        raise BadShardError(f"has {member.name} twice")
-                    samples[key][extension] = (member.offset_data, member.size)
-                end = tar.offset
-            file.seek(end)
-            tail = file.read(BLOCK)
-            if len(tail) < BLOCK or tail.strip(b"\0"):
-                raise BadShardError(f"damaged or truncated at byte {end} of {size}")
+            samples = _read_members(file)
             if list(samples) != keys:
                 raise BadShardError(f"{len(samples)} samples, not the {len(keys)} of the manifest")
             for key, members in samples.items():
@@ -130,6 +115,28 @@ def build_index(path: Path, keys: list[str]) -> ShardIndex:
         offsets=places[:, 0].copy(),
         sizes=places[:, 1].copy(),
     )
+
+
+def _read_members(file: BinaryIO) -> Members:
+    """Where the members of a whole shard lie, by its headers."""
+    samples: Members = {}
+    size = os.fstat(file.fileno()).st_size
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if member.offset_data + member.size > size:
+                raise BadShardError(f"truncated at {member.name}")
+            key, _, extension = member.name.partition(".")
+            if not member.isreg() or extension not in MEMBERS:
+                raise BadShardError(f"has a foreign member {member.name}")
+            if extension in samples.setdefault(key, {}):
+                raise BadShardError(f"has {member.name} twice")
+            samples[key][extension] = (member.offset_data, member.size)
+        end = tar.offset
+    file.seek(end)
+    tail = file.read(BLOCK)
+    if len(tail) < BLOCK or tail.strip(b"\0"):
+        raise BadShardError(f"damaged or truncated at byte {end} of {size}")
+    return samples
 
 
 def salvage_index(path: Path, keys: list[str], classes: tuple[str, ...]) -> ShardIndex:

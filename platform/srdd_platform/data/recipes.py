@@ -195,21 +195,7 @@ def open_recipe(
         raise UserError(f"{error}; recipe {recipe.name} takes {recipe.looks}") from None
     splits = recipe.split(listing, seed)
     classes = tuple(sorted({image.name for image in splits["train"]}))
-    found = Counts(len(classes), len(splits["train"]), len(splits["val"]))
-    published = " or ".join(str(counts) for counts in recipe.counts)
-    if not found.train or not found.val:
-        raise UserError(f"{path} gives {found}; recipe {recipe.name} takes {recipe.looks}, of the "
-                        f"whole set ({published})")  # fmt: skip
-    if unknown := sorted({image.name for image in splits["val"]} - set(classes)):
-        raise UserError(f"{path} holds out class {unknown[0]!r}, which is not trained on: rename "
-                        "or remove it")  # fmt: skip
-    rule = recipe.rule
-    if found not in recipe.counts:
-        if not allow_counts:
-            raise UserError(f"{path} gives {found}, recipe {recipe.name} expects {published}: "
-                            "complete the folder, or go on with what is there by "
-                            "--allow-counts")  # fmt: skip
-        rule += f"; not the published set: {found} instead of {published}"
+    rule = _checked_rule(recipe, path, splits, classes, allow_counts=allow_counts)
     labels = {name: label for label, name in enumerate(classes)}
 
     def notes() -> list[Note]:
@@ -229,3 +215,28 @@ def open_recipe(
         unconditional=recipe.unconditional,
         notes=notes,
     )
+
+
+def _checked_rule(
+    recipe: Recipe, path: Path, splits: Splits, classes: tuple[str, ...], *, allow_counts: bool
+) -> str:
+    """How the images were chosen, for the manifest.
+
+    Raises:
+        UserError: as :func:`open_recipe`.
+    """
+    found = Counts(len(classes), len(splits["train"]), len(splits["val"]))
+    published = " or ".join(str(counts) for counts in recipe.counts)
+    if not found.train or not found.val:
+        raise UserError(f"{path} gives {found}; recipe {recipe.name} takes {recipe.looks}, of the "
+                        f"whole set ({published})")  # fmt: skip
+    if unknown := sorted({image.name for image in splits["val"]} - set(classes)):
+        raise UserError(f"{path} holds out class {unknown[0]!r}, which is not trained on: rename "
+                        "or remove it")  # fmt: skip
+    if found in recipe.counts:
+        return recipe.rule
+    if not allow_counts:
+        raise UserError(f"{path} gives {found}, recipe {recipe.name} expects {published}: "
+                        "complete the folder, or go on with what is there by "
+                        "--allow-counts")  # fmt: skip
+    return f"{recipe.rule}; not the published set: {found} instead of {published}"

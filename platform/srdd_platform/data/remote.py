@@ -9,7 +9,7 @@ of several processes one copies.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ from srdd_platform.data.manifest import MANIFEST, Manifest, Shard
 
 CHUNK = 2**20  # bytes read at a time
 LOCK = ".fetch.lock"
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +152,7 @@ def fetch(
     *,
     workers: int = 4,
     filesystem: fs.FileSystem | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Copy a shard directory to ``out``. Given again it copies what is missing or damaged.
 
@@ -168,38 +170,44 @@ def fetch(
     if workers < 1:
         raise UserError(f"workers counts from 1, got {workers}", field="workers")
     place = locate(location, filesystem, "--uri")
-    name = place.name
     text, manifest = place.manifest()
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     _check_target(out, text, shards)
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / LOCK):
         _check_target(out, text, shards)  # another process may have been here
-        todo = [shard for shard in shards if not _is_whole(out / shard.name, shard)]
-        total = sum(shard.bytes for shard in shards)
-        done = total - sum(shard.bytes for shard in todo)
-        if total - done > (free := shutil.disk_usage(out).free):
-            raise UserError(f"{out} has {free / 1e9:.1f} GB free, {name} needs "
-                            f"{(total - done) / 1e9:.1f}: choose another disk")  # fmt: skip
-        stop = Event()
-        with ThreadPoolExecutor(workers) as pool:
-            jobs = {pool.submit(place.copy, shard, out / shard.name, stop): shard for shard in todo}
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-                    done += jobs[job].bytes
-                    if progress is not None:
-                        progress(done, total)
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        _copy_missing(place, shards, out, workers, progress)
         for split, content in manifest.splits.items():
             for shard in content.shards:  # each is known to be whole
                 first = manifest.first(split, shard.name)
                 load_index(out / shard.name, shard, split, first, manifest.classes)
         files.write_bytes(out / MANIFEST, text)
     return manifest
+
+
+def _copy_missing(
+    place: RemoteShards, shards: Sequence[Shard], out: Path, workers: int, progress: Progress | None
+) -> None:
+    """Copy the shards that are not whole in ``out`` yet, side by side. An error ends all."""
+    todo = [shard for shard in shards if not _is_whole(out / shard.name, shard)]
+    total = sum(shard.bytes for shard in shards)
+    done = total - sum(shard.bytes for shard in todo)
+    if total - done > (free := shutil.disk_usage(out).free):
+        raise UserError(f"{out} has {free / 1e9:.1f} GB free, {place.name} needs "
+                        f"{(total - done) / 1e9:.1f}: choose another disk")  # fmt: skip
+    stop = Event()
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = {pool.submit(place.copy, shard, out / shard.name, stop): shard for shard in todo}
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                done += jobs[job].bytes
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:

@@ -6,7 +6,7 @@ shuffled order: shards sorted by class would hurt every reader that streams them
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,7 +146,42 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
         wrong = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {wrong}: give the folder that holds the class folders")
     found = find_splits(path)
-    roots = found.roots
+    classes, entries, listing = _list_folder(path, found.roots)
+    if "val" in entries:
+        split_entries = {split: tuple(entries[split]) for split in SPLITS}
+    else:
+        split_entries = _split(entries["train"], val_fraction, seed)
+
+    def notes() -> list[Note]:
+        used = {entry.origin for split in entries.values() for entry in split}
+        single = [] if found.val else _single(classes, entries["train"])
+        tables = unread_tables(path) if len(classes) == 1 else []
+        deep = nested(used, found.roots.values())
+        return [*left_aside(path, used, found.aside), *tables, *deep, *single]
+
+    return Source(
+        kind="folder",
+        classes=classes,
+        entries=split_entries,
+        listing=listing,
+        read=tree_reader(path),
+        rule=found.rule(val_fraction),
+        notes=notes,
+    )
+
+
+def _list_folder(
+    path: Path, roots: Mapping[str, str]
+) -> tuple[tuple[str, ...], dict[str, list[Entry]], str]:
+    """The classes of a tree, the images of each split, and a hash of their names and sizes.
+
+    Args:
+        path: the tree.
+        roots: the folder of each split below it; "" is the tree itself.
+
+    Raises:
+        UserError: no class folders, one without images, or one that training images lack.
+    """
     folders = {
         split: classes_of_folders(subfolders(path / root), str(path / root))
         for split, root in roots.items()
@@ -157,12 +192,11 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
                         "into a folder of its own (one folder, if there is one class)")  # fmt: skip
     labels = {name: label for label, name in enumerate(classes)}
     listing = hashlib.sha256()
-    entries: dict[str, list[Entry]] = {}
+    entries: dict[str, list[Entry]] = {split: [] for split in roots}
     for split, root in roots.items():
         if unknown := sorted(folders[split].keys() - set(classes)):
             raise UserError(f"{path / root} has class {unknown[0]!r}, which {roots['train']} does "
                             "not have: rename or remove it")  # fmt: skip
-        entries[split] = []
         for name, below in folders[split].items():
             images = list(images_below(path / root / below, f"{root}/{below}" if root else below))
             if not images:
@@ -170,27 +204,7 @@ def folder(path: Path, *, seed: int, val_fraction: float) -> Source:
             for origin, size in images:
                 entries[split].append(Entry(labels[name], origin))
                 listing.update(os.fsencode(f"{split}\0{origin}\0{size}\n"))
-    if "val" in entries:
-        split_entries = {split: tuple(entries[split]) for split in SPLITS}
-    else:
-        split_entries = _split(entries["train"], val_fraction, seed)
-
-    def notes() -> list[Note]:
-        used = {entry.origin for split in entries.values() for entry in split}
-        single = [] if found.val else _single(classes, entries["train"])
-        tables = unread_tables(path) if len(classes) == 1 else []
-        deep = nested(used, roots.values())
-        return [*left_aside(path, used, found.aside), *tables, *deep, *single]
-
-    return Source(
-        kind="folder",
-        classes=classes,
-        entries=split_entries,
-        listing=listing.hexdigest()[:16],
-        read=tree_reader(path),
-        rule=found.rule(val_fraction),
-        notes=notes,
-    )
+    return classes, entries, listing.hexdigest()[:16]
 
 
 def _single(classes: Sequence[str], entries: Sequence[Entry]) -> list[Note]:
