@@ -19,10 +19,7 @@ from srdd.var.official.convert import (
     transformer_source,
 )
 from srdd.var.official.describe import (
-    describe_mask,
-    describe_pipeline,
-    describe_source,
-    key_lines,
+    describe_conversion,
     mask_warning,
     official_arguments,
 )
@@ -60,7 +57,7 @@ def convert(
         show_keys: log what became of every key.
 
     Raises:
-        UserError: a file is no such checkpoint, or its keys or shapes do not fit.
+        UserError: a file is no such checkpoint, or does not fit.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists: give another --out")
@@ -71,11 +68,8 @@ def convert(
     )  # fmt: skip
     with atomic_path(out) as temporary:
         save_pipeline(pipeline, temporary)
-    for one in (tokenizer, source):
-        lines = [describe_source(one), *(key_lines(one) if show_keys else ())]
-        logger.info("%s", "\n".join(lines))
-    logger.info("%s", describe_pipeline(pipeline))
-    logger.info("%s", describe_mask(pipeline, source, mask))
+    lines = describe_conversion(pipeline, tokenizer, source, given=mask, show_keys=show_keys)
+    logger.info("%s", "\n".join(lines))
     if warning := mask_warning(pipeline, source):
         logger.warning("%s", warning)
 

@@ -7,31 +7,22 @@ counts up through the split. Beside each shard lies its index (:mod:`srdd_platfo
 The same input gives the same bytes: no time, no absolute path.
 """
 
-import json
 import os
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
-
-import webdataset as wds
 
 from srdd.errors import UserError
 from srdd_platform.core import files
 from srdd_platform.core.file_errors import explain, is_full
-from srdd_platform.data.encoding import Encoded, encoded
-from srdd_platform.data.index import load_index
-from srdd_platform.data.leftovers import Note
-from srdd_platform.data.manifest import MANIFEST, Manifest, Settings, Shard, Skipped, Split
+from srdd_platform.data.manifest import MANIFEST, Manifest, Settings
 from srdd_platform.data.pixels import MAX_KEEP, own_files, stored_side
 from srdd_platform.data.recipes import Recipe, open_recipe
-from srdd_platform.data.sources import SPLITS, Source, open_source
+from srdd_platform.data.shard_writer import Progress, write_shards
+from srdd_platform.data.sources import Source, open_source
 
 MIN_MAX_BAD = 10
-
-Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 def prepare(
@@ -73,9 +64,6 @@ def prepare(
             holds something else, or a disk that is full or read-only.
     """
     _check_settings(resolution, seed, keep, val_fraction, shard_size_images, max_bad)
-    if shard_size_images is None:
-        side = stored_side(resolution, keep)
-        shard_size_images = max(256, min(10_000, 150_000_000 // (2 * side**2)))
     target = out.resolve()  # "." has no name to put a temporary directory beside, a link no content
     if path is not None and target.is_relative_to(path.resolve()):
         raise UserError(f"{out} lies inside the source {path}: choose a directory outside it")
@@ -88,23 +76,42 @@ def prepare(
         raise UserError(f"{path} has one image a class, so that none can be held out: add images, "
                         "or put some into val/ and the others into train/, by class")  # fmt: skip
     settings = Settings(
-        source=listed.kind,
-        resolution=resolution,
-        seed=seed,
-        val_fraction=val_fraction,
-        shard_size_images=shard_size_images,
-        listing=listed.listing,
-        keep=keep,
-    )
+        source=listed.kind, resolution=resolution, seed=seed, val_fraction=val_fraction,
+        shard_size_images=shard_size_images or _default_size(stored_side(resolution, keep)),
+        listing=listed.listing, keep=keep,
+    )  # fmt: skip
     limit = max(MIN_MAX_BAD, len(listed) // 100) if max_bad is None else max_bad
+    return _write_directory(out, target, listed, settings, limit, workers, progress)
+
+
+def _default_size(side: int) -> int:
+    """Images a shard, so that one has about 100 MB."""
+    return max(256, min(10_000, 150_000_000 // (2 * side**2)))
+
+
+def _write_directory(
+    out: Path,
+    target: Path,
+    source: Source,
+    settings: Settings,
+    limit: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> Manifest:
+    """The finished directory of these settings; it is written where there is none.
+
+    Args: as :func:`write_shards`; ``out`` is what the user gave, ``target`` the same without links.
+    """
     try:
         if finished := _finished(out, settings):
             return finished
         with _reading():
-            notes = listed.notes()
+            notes = source.notes()
         with files.atomic_path(target) as temporary, own_files():
             temporary.mkdir()
-            manifest = _write(temporary, listed, notes, settings, limit, workers, progress)
+            manifest = write_shards(
+                temporary, source, notes, settings, limit=limit, workers=workers, progress=progress
+            )
             if finished := _finished(out, settings):  # another run was faster
                 raise _OvertakenError
             if target.is_dir():
@@ -131,104 +138,6 @@ def _reading() -> Iterator[None]:
     except OSError as error:
         why = explain(error) or f"{error.filename}: {error.strerror}: check the disk"
         raise UserError(f"cannot read {why}") from error
-
-
-def _write(
-    directory: Path,
-    source: Source,
-    notes: Sequence[Note],
-    settings: Settings,
-    limit: int,
-    workers: int | None,
-    progress: Progress | None,
-) -> Manifest:
-    skipped: list[Skipped] = []
-    counts = {split: Counter[int]() for split in SPLITS}
-    firsts = 0
-
-    def good() -> Generator[Encoded, None, None]:
-        nonlocal firsts
-        items = source.items(seed=settings.seed, resolution=settings.resolution, keep=settings.keep)
-        for done, image in enumerate(encoded(items, workers), start=1):
-            if not image.error:
-                counts[image.item.split][image.item.label] += 1
-                firsts += image.first_of_many
-                yield image
-            else:
-                skipped.append(Skipped(origin=image.item.origin, reason=image.error))
-                if len(skipped) > limit:
-                    raise UserError(_too_many(skipped, limit))
-            if progress is not None:
-                progress(done, len(source))
-
-    shards: dict[str, tuple[Shard, ...]] = dict.fromkeys(SPLITS, ())
-    with closing(good()) as samples:
-        for split, of_split in groupby(samples, key=lambda image: image.item.split):
-            shards[split] = tuple(_write_split(directory, split, of_split, source, settings))
-    for label, name in enumerate(source.classes):
-        if not counts["train"][label]:
-            raise UserError(f"class {name!r} has no readable training image ({len(skipped)} "
-                            f"skipped in all): repair or remove it{_first(skipped)}")  # fmt: skip
-    if not counts["val"]:
-        raise UserError(f"no held-out image can be read ({len(skipped)} skipped in all): repair "
-                        f"them{_first(skipped)}")  # fmt: skip
-    if firsts:
-        notes = [*notes, Note(firsts, "animated or of many pages: the first image is taken")]
-    manifest = Manifest(
-        settings=settings,
-        classes=source.classes,
-        splits={
-            split: Split(
-                num=counts[split].total(),
-                per_class={name: counts[split][i] for i, name in enumerate(source.classes)},
-                shards=shards[split],
-            )
-            for split in SPLITS
-        },
-        skipped=tuple(skipped),
-        rule=source.rule,
-        unconditional=source.unconditional,
-        notes=tuple(notes),
-    )
-    files.write_json(directory / MANIFEST, manifest.to_json())
-    return manifest
-
-
-def _write_split(
-    directory: Path,
-    split: str,
-    samples: Iterator[Encoded],
-    source: Source,
-    settings: Settings,
-) -> Iterator[Shard]:
-    size = settings.shard_size_images
-    for number, shard in groupby(enumerate(samples), key=lambda sample: sample[0] // size):
-        path = directory / f"{split}-{number:06d}.tar"
-        num = 0
-        with path.open("wb") as file:
-            with wds.TarWriter(file, encoder=False, mtime=0) as tar:
-                for i, image in shard:
-                    item = image.item
-                    about = {"class_name": source.classes[item.label], "origin": item.origin}
-                    tar.write(
-                        {
-                            "__key__": f"{split}-{i:08d}",
-                            "cls": str(item.label).encode(),
-                            "json": json.dumps(about, sort_keys=True).encode(),
-                            "png": image.png,
-                        }
-                    )
-                    num += 1
-            file.flush()
-            os.fsync(file.fileno())
-        written = Shard(
-            name=path.name,
-            num=num,
-            bytes=path.stat().st_size,
-            sha256=files.sha256_file(path),
-        )
-        load_index(path, written, split, number * size, source.classes)  # writes it
-        yield written
 
 
 def _finished(out: Path, settings: Settings) -> Manifest | None:
@@ -283,15 +192,3 @@ def _check_settings(
     ):
         if not good:
             raise UserError(f"{name} {rule}, got {value}", field=name)
-
-
-def _too_many(skipped: list[Skipped], limit: int) -> str:
-    return (
-        f"more than {limit} images cannot be read: repair or remove them, or allow more by "
-        f"--max-bad{_first(skipped)}"
-    )
-
-
-def _first(skipped: list[Skipped]) -> str:
-    shown = "; ".join(f"{one.origin}: {one.reason}" for one in skipped[:3])
-    return f" (first: {shown})" if shown else ""

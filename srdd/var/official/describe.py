@@ -11,7 +11,32 @@ from srdd.var.official.names import share_quant_resi
 from srdd.var.pipeline import Pipeline
 
 
-def describe_source(source: Source) -> str:
+def describe_conversion(
+    pipeline: Pipeline,
+    tokenizer: Source,
+    transformer: Source,
+    *,
+    given: Mask | None = None,
+    show_keys: bool = False,
+) -> list[str]:
+    """What became of two files that are a pipeline now.
+
+    Args:
+        pipeline: the result.
+        tokenizer: what was found in its file.
+        transformer: likewise.
+        given: the mask that the user chose; None took the layout's.
+        show_keys: whether every key is named.
+    """
+    lines = []
+    for source in (tokenizer, transformer):
+        lines += [_describe_source(source), *(_key_lines(source) if show_keys else ())]
+    reason = f"{transformer.layout}'s; no mask is read from a file" if given is None else "as given"
+    mask = f"mask {pipeline.transformer.config.mask}: {reason}"
+    return [*lines, _describe_sizes(pipeline), mask]
+
+
+def _describe_source(source: Source) -> str:
     """How many tensors of a file were mapped, and which were not."""
     mapped = source.mapped
     dropped = f"; left out: {_grouped(mapped.dropped)}" if mapped.dropped else ""
@@ -19,7 +44,7 @@ def describe_source(source: Source) -> str:
     return f"{where}: {len(mapped.origin)} tensors mapped{dropped}"
 
 
-def key_lines(source: Source) -> list[str]:
+def _key_lines(source: Source) -> list[str]:
     """Every key of a file, and what became of it."""
     mapped = [f"  {theirs} -> {ours}" for ours, theirs in source.mapped.origin.items()]
     return mapped + [f"  {theirs} left out" for theirs in source.mapped.dropped]
@@ -31,7 +56,7 @@ def _grouped(names: Iterable[str]) -> str:
     return ", ".join(name if n == 1 else f"{name} ({n})" for name, n in sorted(counts.items()))
 
 
-def describe_pipeline(pipeline: Pipeline) -> str:
+def _describe_sizes(pipeline: Pipeline) -> str:
     """The sizes of a pipeline's two networks."""
     vae, model = pipeline.tokenizer.config, pipeline.transformer.config
     return (
@@ -40,18 +65,6 @@ def describe_pipeline(pipeline: Pipeline) -> str:
         f"{model.num_heads} heads, {model.num_classes} classes, "
         f"scales {','.join(map(str, model.patch_nums))}"
     )
-
-
-def describe_mask(pipeline: Pipeline, source: Source, given: Mask | None) -> str:
-    """The mask of a converted pipeline, and where it comes from.
-
-    Args:
-        pipeline: the result.
-        source: the transformer's file.
-        given: the mask that the user chose; None takes the layout's.
-    """
-    reason = f"{source.layout}'s; no mask is read from a file" if given is None else "as given"
-    return f"mask {pipeline.transformer.config.mask}: {reason}"
 
 
 def mask_warning(pipeline: Pipeline, source: Source) -> str:
