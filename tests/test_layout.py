@@ -2,8 +2,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -54,6 +56,13 @@ def test_the_science_imports_neither_ray_nor_tools() -> None:
         f"print(*sorted(set(sys.modules) & set({foreign})))"
     )
     assert loaded == ""
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count."""
+    graph = grimp.build_graph("srdd", "srdd_platform")
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    TopologicalSorter(imports).prepare()  # a circle raises CycleError, which names its modules
 
 
 def test_no_file_names_a_folder_of_one_machine() -> None:

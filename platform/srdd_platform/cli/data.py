@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 
 from srdd.class_names import escaped
 from srdd.errors import UserError
+from srdd_platform.cli.terminal import progress_bar
 from srdd_platform.data.options import ReadOptions
 
 SourceName = Literal["digits", "folder"]
@@ -43,13 +43,11 @@ class DataPrepare:
             if recipe is None:
                 raise UserError(f"source {self.source} has no size of its own: give --resolution")
             resolution = recipe.resolution
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("images", total=None)
+        with progress_bar(console, "images") as progress:
             manifest = prepare(
                 source=recipe or self.source or "", path=self.path, resolution=resolution,
                 out=self.out, seed=self.seed, keep=self.keep, allow_counts=self.allow_counts,
-                max_bad=self.max_bad,
-                progress=lambda done, total: progress.update(bar, completed=done, total=total),
+                max_bad=self.max_bad, progress=progress,
             )  # fmt: skip
         sizes = ", ".join(f"{name} {split.num}" for name, split in manifest.splits.items())
         num = len(manifest.classes)
@@ -76,12 +74,8 @@ class DataFetch:
         """Copy and verify, with a progress bar."""
         from srdd_platform.data.remote import fetch
 
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("bytes", total=None)
-            manifest = fetch(
-                self.uri, self.out, workers=self.workers,
-                progress=lambda done, total: progress.update(bar, completed=done, total=total),
-            )  # fmt: skip
+        with progress_bar(console, "bytes") as progress:
+            manifest = fetch(self.uri, self.out, workers=self.workers, progress=progress)
         num = sum(split.num for split in manifest.splits.values())
         console.print(f"{self.out}: {num} images, verified", soft_wrap=True)
 
@@ -117,16 +111,11 @@ class DataEncode(ReadOptions):
             place=self.codes,
         )  # fmt: skip
         if not (directory / "manifest.json").exists():
-            with (
-                session(self.address) as cluster,
-                Progress(console=console, disable=not console.is_terminal) as progress,
-            ):
+            with session(self.address) as cluster, progress_bar(console, "shards") as progress:
                 cluster.require(cpus=1, gpus=int(self.device == "cuda"))
-                bar = progress.add_task("shards", total=None)
                 encode(
-                    self.data, self.tokenizer, views=self.views, flip=self.flip, reading=self,
-                    device=self.device, out=directory,
-                    progress=lambda done, total: progress.update(bar, completed=done, total=total),
+                    self.data, self.tokenizer, views=self.views, flip=self.flip,
+                    reading=self.alone(), device=self.device, out=directory, progress=progress,
                 )  # fmt: skip
         console.print(f"Codes: {directory}", soft_wrap=True)
 

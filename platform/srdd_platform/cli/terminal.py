@@ -5,7 +5,8 @@ What a command prints is not its result, so none of this ends it.
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +29,21 @@ class Terminal(Console):
         """Fall silent, and let what is still buffered go nowhere."""
         with suppress(SystemExit, OSError):  # the base class then ends the process
             super().on_broken_pipe()
+
+
+@contextmanager
+def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that reports (done, in all); there is none where no person looks.
+
+    Args:
+        console: where it shows.
+        what: the things counted, such as "images".
+    """
+    from rich.progress import Progress  # not for --help
+
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 def prepare_streams() -> None:

@@ -33,11 +33,10 @@ from srdd_platform.core.file_errors import StoreError
 from srdd_platform.core.storage import from_store, store_says
 from srdd_platform.data.damage import Damage, Inspections, inspect_shard, stamp
 from srdd_platform.data.index import INDEX, ShardIndex, load_index, read_index, write_index
-from srdd_platform.data.manifest import Shard
+from srdd_platform.data.manifest import Request, Shard
 from srdd_platform.data.modes import BadImageError
 from srdd_platform.data.pixels import verify_png
 from srdd_platform.data.remote import StoppedError, locate
-from srdd_platform.data.store import Request
 
 IN_USE_S = 600.0  # since a shard's last use, in which it is not removed
 TOUCH_S = 60.0  # between notes of a shard's use

@@ -17,11 +17,11 @@ from torch.utils.data import Dataset, Sampler
 from srdd.errors import UserError
 from srdd_platform.data.damage import Skipped, listed
 from srdd_platform.data.index import sample_key
-from srdd_platform.data.manifest import Shard
+from srdd_platform.data.manifest import Request, Shard
 from srdd_platform.data.modes import BadImageError
 from srdd_platform.data.pixels import Cut, centre, read_png
 from srdd_platform.data.sources import EPOCH_DRAWS, permutation
-from srdd_platform.data.store import LocalStore, Request, Store
+from srdd_platform.data.store import LocalStore, Store
 
 CHUNK = 64  # samples read at once, of a whole split
 

@@ -13,6 +13,8 @@ from srdd_platform.data.pixels import stored_side
 FORMAT = "srdd-shards-1"
 MANIFEST = "manifest.json"
 
+Request = tuple[str, int, int]  # bytes to read: a shard's name, an offset and a size in it
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:

@@ -14,11 +14,9 @@ from srdd.errors import UserError
 from srdd_platform.core.location import parse_location
 from srdd_platform.data.damage import Damage, Inspections, inspect_shard, stamp, usable
 from srdd_platform.data.index import ShardIndex, load_index
-from srdd_platform.data.manifest import Manifest, Shard
+from srdd_platform.data.manifest import Manifest, Request, Shard
 
 MAX_OPEN = 256  # shards kept open by a process; with more, each read opens and closes
-
-Request = tuple[str, int, int]  # a shard's name, and an offset and a size in it
 
 
 class Store(Protocol):
