@@ -1,5 +1,6 @@
 """A family of generators in few lines: it shows that the platform knows no family."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from srdd.errors import UserError
 from srdd.generator import Card, Cost, Given
+from srdd.json_files import read_json
 from srdd.rng import uniform
+from srdd.validation import from_dict, to_dict
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MAX_STEPS = 8
@@ -121,9 +124,12 @@ def save_colours(generator: Colours, directory: Path) -> Path:
     """Write the pipeline directory, and return it."""
     (directory / "colours").mkdir(parents=True)
     save_file({"colours": generator.colours_K3}, directory / "colours" / "model.safetensors")
+    (directory / "sampler.json").write_text(json.dumps(to_dict(generator.sampler)))
     return directory
 
 
 def load_colours(source: str | Path) -> Colours:
     """What :func:`save_colours` wrote."""
-    return Colours(load_file(Path(source) / "colours" / "model.safetensors")["colours"])
+    colours_K3 = load_file(Path(source) / "colours" / "model.safetensors")["colours"]
+    sampler = from_dict(ColourSettings, read_json(Path(source) / "sampler.json"), "sampler.json")
+    return Colours(colours_K3, sampler=sampler)
