@@ -4,7 +4,6 @@ import asyncio
 import base64
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import generators
 import httpx
@@ -12,9 +11,12 @@ import pytest
 from generators import Colours, ColourSettings, load_colours, make_colours, save_colours
 from ray import cloudpickle, serve
 
-from srdd import image_seed, sample
+from srdd import image_seed, load_pipeline, sample
+from srdd.errors import UserError
+from srdd.load import FAMILIES, load_var
 from srdd_platform.core.images import to_png, to_uint8
 from srdd_platform.core.ray_session import Session
+from srdd_platform.evaluation.sample_files import write_samples
 from srdd_platform.serving.api import Service, create_app
 from srdd_platform.serving.app import free_port
 from srdd_platform.serving.deployment import ReplicaOptions, deploy, start
@@ -41,11 +43,36 @@ def by_value() -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(generators)
 
 
-def expected(generator: Colours, label: int, n: int, seed: int, settings: Any = None) -> list[str]:
-    """The images of a request, as the API encodes them."""
+def files(
+    generator: Colours, label: int, n: int, seed: int, settings: ColourSettings | None = None
+) -> list[bytes]:
+    """The images of a class as PNG files."""
     seeds = [image_seed(seed, i) for i in range(n)]
     images = to_uint8(sample(generator, [label] * n, settings, seeds).images)
-    return [base64.b64encode(to_png(image)).decode() for image in images]
+    return [to_png(image) for image in images]
+
+
+def decoded(answer: httpx.Response) -> list[bytes]:
+    """The files in the API's answer."""
+    return [base64.b64decode(image["b64_json"]) for image in answer.json()["data"]]
+
+
+def test_a_family_is_known_by_an_entry_in_the_registry(
+    colours: Colours, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="is no pipeline"):
+        load_pipeline(directory)
+    monkeypatch.setitem(FAMILIES, "colours/model.safetensors", load_colours)
+    loaded = load_pipeline(directory)
+    assert (loaded.card, loaded.sampler) == (colours.card, colours.sampler)
+    with pytest.raises(UserError, match="family colours: a scale-wise one"):
+        load_var(directory)
+    settings = {"noise": 0.5}
+    write_samples(directory, tmp_path / "out", num=3, seed=5, classes="7", settings=settings)
+    written = [(tmp_path / "out" / f"{i:06d}.png").read_bytes() for i in range(3)]
+    assert written == files(colours, 7, 3, 5, ColourSettings(**settings))
+    with pytest.raises(UserError, match="cfg is not a setting of this model, which has noise, st"):
+        write_samples(directory, tmp_path / "not", settings={"cfg": 1.0})
 
 
 def test_requests_share_the_steps_of_a_batch(colours: Colours) -> None:
@@ -65,8 +92,7 @@ def test_requests_share_the_steps_of_a_batch(colours: Colours) -> None:
     results = asyncio.run(main())
     assert [result.batch_images for result in results] == [5, 7, 5, 7]  # by their settings
     for request, result in zip(requests, results, strict=True):
-        encoded = [base64.b64encode(to_png(image)).decode() for image in result.images]
-        assert encoded == expected(colours, *request)
+        assert [to_png(image) for image in result.images] == files(colours, *request)
 
 
 def test_the_api_says_what_the_family_says(colours: Colours) -> None:
@@ -81,7 +107,7 @@ def test_the_api_says_what_the_family_says(colours: Colours) -> None:
         return answers
 
     answer, models = asyncio.run(main())
-    assert [image["b64_json"] for image in answer.json()["data"]] == expected(colours, 3, 2, 7)
+    assert decoded(answer) == files(colours, 3, 2, 7)
     (served,) = models.json()["data"]
     assert answer.json()["settings"] == served["settings"] == {
         "noise": 0.25, "steps": 3, "tint": "blue", "resolution": 16, "dtype": "float32",
@@ -101,6 +127,6 @@ def test_a_replica_loads_it_and_answers_over_http(
             refused = client.post(PATH, json={"class": "ten"})
     finally:
         serve.shutdown()
-    assert [image["b64_json"] for image in answer.json()["data"]] == expected(colours, 4, 3, 11)
+    assert decoded(answer) == files(colours, 4, 3, 11)
     assert refused.status_code == 422
     assert 'give an index below 10 or one of "zero"' in refused.json()["error"]["message"]

@@ -99,8 +99,8 @@ def _require_json(request: Request) -> None:
     given = headers.get("content-type", "")[:80]
     parsed = Headers()
     parsed["content-type"] = given
-    kind, charset = parsed.get_content_type(), parsed.get_content_charset("utf-8")
-    json = kind == "application/json" or (kind.startswith("application/") and kind[-5:] == "+json")
+    main, charset = parsed.get_content_maintype(), parsed.get_content_charset("utf-8")
+    json = main == "application" and f"+{parsed.get_content_subtype()}".endswith("+json")
     if not json or charset not in _UTF8:
         raise HTTPException(
             415,
