@@ -23,6 +23,7 @@ from srdd_platform.report.drawing import (
 from srdd_platform.report.frontier import FrontierInfo
 from srdd_platform.report.lines import LinesInfo
 from srdd_platform.report.parallel import INACTIVE, ParallelAxis, ParallelInfo
+from srdd_platform.report.ticks import round_values
 from srdd_platform.report.wording import label, number, setting_text
 
 BEST_TO_WORST = ((47, 134, 193), (154, 143, 160), (213, 94, 0))  # seen on light and dark
@@ -49,33 +50,42 @@ def draw_frontier(info: FrontierInfo) -> go.Figure:
         }
         more = {"name": html.escape(label(row)), "error_y": bars([row], info.metric)}
         figure.add_trace(points([row], x, info.metric, mode="markers", marker=marker, **more))
-    axis: dict[str, Any] = {}
-    if max(costs) < 100 * min(costs):  # Plotly's own ticks would read "0.1, 2, 5"
-        axis = {"tick0": -1, "dtick": math.log10(2), "tickformat": ".2~g"}
-    axis |= {"title": f"{html.escape(info.axis.title)}, log scale", "type": "log"}
+    axis = {**_cost_ticks(costs), "title": f"{html.escape(info.axis.title)}, log scale"}
+    axis["type"] = "log"
     beside = [*info.references, *info.lines]
     return finish(figure, axis, info.metric, info.protocol.extractor, (info.trials, beside))
 
 
+def _cost_ticks(costs: list[float]) -> dict[str, Any]:
+    """The ticks of a logarithmic axis of costs: Plotly's own would read "0.1, 2, 5"."""
+    low, high = min(costs), max(costs)
+    if high >= 100 * low:
+        return {}
+    if math.floor(math.log2(high / 0.1)) > math.ceil(math.log2(low / 0.1)):  # two doublings of 0.1
+        return {"tick0": -1, "dtick": math.log10(2), "tickformat": ".2~g"}
+    ticks = round_values(low, high, log=False)
+    return {"tickvals": ticks, "ticktext": [number(value) for value in ticks]}
+
+
 def _add_trials(figure: go.Figure, info: FrontierInfo) -> None:
-    """The trials, by colour and symbol where several models made them, and the frontier's line."""
+    """The trials and the line of those not dominated.
+
+    Where several models made the trials, each has a colour and a symbol, and a ring marks the
+    trials that are not dominated.
+    """
     x = info.axis.column
     best = {row["key"] for row in info.frontier}
     several = len(info.models) > 1
-    symbols: dict[str, str] = {}
     for i, (model, rows) in enumerate(info.models.items()):
-        symbol = MODEL_SYMBOLS[i % len(MODEL_SYMBOLS)]
-        symbols |= {row["key"]: symbol for row in rows}
         marker = {"color": MODEL_COLOURS[i % len(MODEL_COLOURS)], "size": 8, "opacity": 0.6}
-        marker |= {"symbol": symbol} if several else {}
-        rest = [row for row in rows if row["key"] not in best]
-        if rest:
-            name = html.escape(f"trials, {model}" if several else "trials")
+        shown = rows if several else [row for row in rows if row["key"] not in best]
+        if several:
+            marker |= {"symbol": MODEL_SYMBOLS[i % len(MODEL_SYMBOLS)], "opacity": 0.8}
+        if shown:
+            name = html.escape(model) if several else "trials"
             more = {"mode": "markers", "name": name, "marker": marker}
-            figure.add_trace(points(rest, x, info.metric, **more))
-    marker = {"color": PALETTE[1], "size": 10}
-    if several:
-        marker["symbol"] = [symbols[row["key"]] for row in info.frontier]
+            figure.add_trace(points(shown, x, info.metric, **more))
+    ring = {"symbol": "circle-open", "size": 14, "line": {"width": 2}}
     figure.add_trace(
         points(
             info.frontier,
@@ -84,7 +94,7 @@ def _add_trials(figure: go.Figure, info: FrontierInfo) -> None:
             mode="lines+markers",
             name="not dominated",
             line={"color": PALETTE[1], "width": 2, "shape": "hv"},
-            marker=marker,
+            marker={"color": PALETTE[1], "size": 10, **(ring if several else {})},
             error_y=bars(info.frontier, info.metric),
         )
     )

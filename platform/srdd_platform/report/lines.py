@@ -32,7 +32,7 @@ class LinesInfo:
     fixed: Settings  # what all points share: as in the figure, or what the trials have
     log: bool  # whether the axis of x is logarithmic
     listed: bool  # whether the lines are the settings that the sweep lists as its first
-    lines: dict[Any, list[Record]]  # value of the series -> rows by x; None: inactive, no series
+    lines: dict[Any, list[Record]]  # value of the series -> rows by x; None where none is active
     others: list[Record]  # the same fixed settings, on no line
     levels: list[Record]  # rows in which x is inactive, alike in all else
     notes: list[str]
@@ -66,7 +66,7 @@ def lines_info(rows: Iterable[Record], figure: Lines, setup: Setup) -> LinesInfo
     log = setup.is_log(figure.x, [row[figure.x] for row in active])
     drawn = [row for row in active if not log or row[figure.x] > 0]
     points = _points(figure, fixed, setup)
-    on_points = [row for row in drawn if not points or _is_in(_point(row, figure), points)]
+    on_points = [row for row in drawn if not points or _is_at(row, points, figure)]
     common = _most_common(on_points, {figure.x, figure.series, *fixed})
     chosen = [row for row in on_points if _agree(row, common, setup)]
     keys = {row["key"] for row in chosen}
@@ -120,8 +120,10 @@ def _point(row: Settings, figure: Lines) -> Point:
     return row.get(figure.x), None if figure.series is None else row.get(figure.series)
 
 
-def _is_in(point: Point, points: Iterable[Point]) -> bool:
-    return any(equal(point[0], x) and equal(point[1], series) for x, series in points)
+def _is_at(row: Record, points: Iterable[Point], figure: Lines) -> bool:
+    """Whether a row is at a point; one in which the series is inactive is on each line."""
+    x, series = _point(row, figure)
+    return any(equal(x, one) and (series is None or equal(series, other)) for one, other in points)
 
 
 def _most_common(rows: list[Record], own: set[str | None]) -> dict[str, Any]:
@@ -137,12 +139,15 @@ def _most_common(rows: list[Record], own: set[str | None]) -> dict[str, Any]:
 
 
 def _by_series(rows: list[Record], figure: Lines) -> dict[Any, list[Record]]:
-    """Rows by their value of the series, the inactive one first, each in the order of x."""
+    """Rows by their value of the series, each in the order of x.
+
+    A row in which the series is inactive is on each line, or on one of its own without any.
+    """
     ordered = sorted(rows, key=lambda row: (row[figure.x], row["key"]))
-    values = {_point(row, figure)[1] for row in rows}
+    values = sorted({_point(row, figure)[1] for row in rows} - {None})
     return {
-        value: [row for row in ordered if _point(row, figure)[1] == value]
-        for value in [*({None} & values), *sorted(values - {None})]
+        value: [row for row in ordered if _point(row, figure)[1] in (None, value)]
+        for value in values or [None] * bool(rows)
     }
 
 
@@ -173,10 +178,9 @@ def _missing(
     points: list[Point], chosen: list[Record], levels: list[Record], figure: Lines
 ) -> list[str]:
     """How many of the first settings have no point; where x is inactive a level stands for them."""
-    found = [_point(row, figure) for row in chosen]
     level = [_point(row, figure)[1] for row in levels]
     wanted = [(x, series) for x, series in points if figure.series is None or series not in level]
-    count = sum(not _is_in(point, found) for point in wanted)
+    count = sum(not any(_is_at(row, [point], figure) for row in chosen) for point in wanted)
     return [f"{count} of the grid's {len(wanted)} settings have no {METRICS[figure.metric].title} "
             "here."] if count else []  # fmt: skip
 

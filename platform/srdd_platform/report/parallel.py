@@ -11,6 +11,7 @@ from srdd_platform.report.data import Protocol, one_protocol, seen_values, usabl
 from srdd_platform.report.frontier import USUAL_COSTS
 from srdd_platform.report.setup import Setup
 from srdd_platform.report.specs import Parallel
+from srdd_platform.report.ticks import apart, round_values, share
 from srdd_platform.report.wording import Record, number, of_extractor
 
 INACTIVE = -0.14  # where a parallel axis shows a setting that did not act; others lie in [0, 1]
@@ -79,48 +80,17 @@ def _axis(
     """
     given = sorted({value for value in values if value is not None})
     if isinstance(given[0] if given else "", str):
-        place = {v: _share(i, 0, len(given) - 1) for i, v in enumerate(given)}
+        place = {v: share(i, 0, len(given) - 1) for i, v in enumerate(given)}
         ticks = [(place[v], v if len(v) <= 18 else v[:17] + "…") for v in given]
         positions = [INACTIVE if v is None else place[v] for v in values]
     else:
         log = log and given[0] > 0
         scale = math.log10 if log else float
         low, high = scale(given[0]), scale(given[-1])
-        chosen = given if len(given) <= 6 else _round_values(given[0], given[-1], log=log)
-        ticks = [(_share(scale(v), low, high), number(v)) for v in chosen]
-        positions = [INACTIVE if v is None else _share(scale(v), low, high) for v in values]
-    ticks = _apart(ticks)
+        chosen = given if len(given) <= 6 else round_values(given[0], given[-1], log=log)
+        ticks = [(share(scale(v), low, high), number(v)) for v in chosen]
+        positions = [INACTIVE if v is None else share(scale(v), low, high) for v in values]
+    ticks = apart(ticks)
     if None in values:
         ticks = [(INACTIVE, null), *ticks]
     return ParallelAxis(name=name, title=title, ticks=ticks, positions=positions)
-
-
-def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """The ticks that can be read: both ends and those not too close to the one below."""
-    kept = ticks[:1]
-    for tick in ticks[1:-1]:
-        if tick[0] - kept[-1][0] >= 0.05 and ticks[-1][0] - tick[0] >= 0.05:
-            kept.append(tick)
-    return [*kept, *ticks[1:][-1:]]
-
-
-def _share(value: float, low: float, high: float) -> float:
-    return (value - low) / (high - low) if high > low else 0.5
-
-
-def _round_values(low: float, high: float, *, log: bool) -> list[float]:
-    """Both ends and the round values well between them: powers of ten, or of a 1-2-5 step."""
-    if log:
-        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-        factors = (1,) if last - first > 2 else (1, 2, 5)
-        inner = [f * 10.0**p for p in range(first, last + 1) for f in factors]
-        gap = 0.08 * math.log10(high / low)
-        inside = [v for v in inner if v > low * 10**gap and v < high / 10**gap]
-    else:
-        raw = (high - low) / 4
-        power = 10.0 ** math.floor(math.log10(raw))
-        step = next(f * power for f in (1, 2, 5, 10) if f * power >= raw)
-        gap = 0.08 * (high - low)
-        count = range(math.ceil(low / step), math.floor(high / step) + 1)
-        inside = [i * step for i in count if low + gap < i * step < high - gap]
-    return [low, *inside, high]

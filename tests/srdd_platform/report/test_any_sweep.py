@@ -193,18 +193,13 @@ def test_models_are_lines_colours_and_an_axis(masks: SweepData) -> None:
     }
     assert keys(frontier.frontier) == ["markov0", "markov0.01", "markov0.1"]
     drawn = {trace.name: trace for trace in draw_frontier(frontier).data}
-    assert keys_of(drawn["trials, mask block_causal"]) == [
-        "block_causal0", "block_causal0.01", "block_causal0.1"
-    ]  # fmt: skip
-    assert set(drawn["not dominated"].marker.symbol) == {"square"}
-    assert drawn["trials, mask block_causal"].marker.symbol == "circle"
+    assert list(drawn) == ["mask block_causal", "mask markov", "not dominated"]
+    assert list(drawn["mask markov"].customdata) == ["markov0", "markov0.01", "markov0.1"]
+    looks = [(drawn[name].marker.color, drawn[name].marker.symbol) for name in drawn]
+    assert len({colour for colour, _ in looks}) == len({symbol for _, symbol in looks}) == 3
     axes = {a.name: a for a in parallel_info(masks.rows, Parallel(), masks.setup).axes}
     assert axes["mask"].ticks == [(0.0, "block_causal"), (1.0, "markov")]
     assert axes["p"].positions == [INACTIVE, 0.0, 1.0] * 2
-
-
-def keys_of(trace: Any) -> list[str]:
-    return list(trace.customdata)
 
 
 def test_a_setting_that_tells_models_apart_can_be_the_axis_below(masks: SweepData) -> None:
@@ -245,6 +240,42 @@ def test_one_setting_alone_makes_one_line(tmp_path: Path) -> None:
     assert keys(without_first.lines[None]) == ["c0", "c0.5", "c1", "c2"]
     assert [trace.name for trace in draw_lines(without_first).data] == ["trials"]
     assert headings(tmp_path / "cfg")[:2] == ["FID against cfg", "Frontier: FID against cost"]
+
+
+def test_a_point_where_the_series_is_inactive_is_on_each_line(tmp_path: Path) -> None:
+    """Without guidance its ramp says nothing: all ramps begin at the same row."""
+    rows = [
+        row(f"{ramp}{cfg}", cfg, {"cfg": cfg, "ramp": ramp}, order=i)
+        for i, (cfg, ramp) in enumerate(
+            [(0.0, None), (1.0, "linear"), (2.0, "linear"), (1.0, "window"), (2.0, "window")]
+        )
+    ]
+    first = [{"cfg": cfg, "ramp": ramp} for cfg in (0.0, 1.0, 2.0) for ramp in ("linear", "window")]
+    figures = [Lines(x="cfg", series="ramp")]
+    info = lines_of(written(tmp_path / "sweep", rows, figures, first=first))
+    assert {ramp: keys(line) for ramp, line in info.lines.items()} == {
+        "linear": ["None0.0", "linear1.0", "linear2.0"],
+        "window": ["None0.0", "window1.0", "window2.0"],
+    }
+    assert (info.others, info.notes) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("costs", "ticks"),
+    [
+        ((0.07, 0.45), {"tick0": -1, "tickformat": ".2~g"}),  # 0.1, 0.2, 0.4
+        ((2.0, 4.0), {"tickvals": (2.0, 2.5, 3.0, 3.5, 4.0)}),
+        ((2.0, 2.0), {"tickvals": (2.0,), "ticktext": ("2",)}),
+        ((1.0, 100.0), {"dtick": None, "tickvals": None}),  # Plotly's own
+    ],
+)
+def test_an_axis_of_costs_has_ticks_that_can_be_read(
+    tmp_path: Path, costs: tuple[float, ...], ticks: dict[str, Any]
+) -> None:
+    rows = [row(f"r{i}", 1.0 - i, {}, nfe=2 * cost) for i, cost in enumerate(costs)]
+    sweep = written(tmp_path / "sweep", rows, [])
+    figure = draw_frontier(frontier_info(sweep.rows, cost_axes(sweep.rows)[0], sweep.setup))
+    assert {name: figure.layout.xaxis[name] for name in ticks} == ticks
 
 
 def test_what_a_sweep_does_not_vary_has_the_value_of_its_trials(tmp_path: Path) -> None:
