@@ -419,6 +419,8 @@ def test_a_click_shows_the_samples_of_that_row(tmp_path: Path, chromium: str) ->
             return source
 
         assert shown() == "../grids/b2.png"  # the best is shown first
+        width = "document.querySelector('#panel-facts dt').clientWidth"
+        assert page.evaluate(width) > 120  # long values leave names their room
 
         # a real click on the point of trial a1
         page.wait_for_selector("#frontier-0-0 .scatterlayer .points path")
