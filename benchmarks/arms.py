@@ -16,7 +16,6 @@ and the accelerator is ``int8``, ``compile`` or ``graph`` (CUDA graphs).
 import contextlib
 import copy
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,8 @@ from benchmarks.sizes import Size
 from benchmarks.weights import random_pipeline, with_mask
 from srdd import Pipeline, SamplerConfig
 from srdd.errors import UserError
+from srdd.graph import GraphedSampler
+from srdd.var.accelerate import compile_blocks, int8_linears
 from srdd.var.cost import decoder_flops
 from srdd.var.masks import Mask
 from srdd.var.state import SampleState
@@ -170,7 +171,7 @@ class Lab:
         if name.accelerator == "graph":
             if not decode:
                 raise SkipArmError("a graphed sampler always decodes")
-            graphed = self._accelerate("GraphedSampler", name, config, batch)
+            graphed = self._graphed(name, config, batch)
             return lambda: graphed(labels_B, seeds_B)
         pipeline = self._ours(name)
         if decode:
@@ -221,9 +222,7 @@ class Lab:
         labels_B, seeds_B = self.inputs(batch)
         config = SamplerConfig(cfg=self.cfg, top_k=1)
         if name.accelerator == "graph":
-            result = self._accelerate("GraphedSampler", name, config, batch)(labels_B, seeds_B)
-            codes_BL: Tensor = result.codes_BL
-            return codes_BL
+            return self._graphed(name, config, batch)(labels_B, seeds_B).codes_BL
         return undecoded(self._ours(name), labels_B, config, seeds_B).codes_BL
 
     def reference_codes(self, mask: Mask, batch: int) -> Tensor:
@@ -250,23 +249,28 @@ class Lab:
 
     def _ours(self, name: ArmName) -> Pipeline:
         key = (name.mask, name.dtype, name.accelerator)
-        function = {"int8": "int8_linears", "compile": "compile_blocks"}.get(name.accelerator)
-        if function is None:
+        accelerate = {"int8": int8_linears, "compile": compile_blocks}.get(name.accelerator)
+        if accelerate is None:
             return self.pipeline(name.mask, name.dtype)
         if key not in self._accelerated:
-            self._accelerated[key] = self._accelerate(function, name)
+            with _making():
+                self._accelerated[key] = accelerate(self.pipeline(name.mask, name.dtype))
         return self._accelerated[key]
 
-    def _accelerate(self, function: str, name: ArmName, *more: Any) -> Any:
-        try:
-            accelerate = importlib.import_module("srdd.var.accelerate")
-            return getattr(accelerate, function)(self.pipeline(name.mask, name.dtype), *more)
-        except (ImportError, AttributeError):
-            raise SkipArmError(f"srdd.var.accelerate has no {function}") from None
-        except (UserError, NotImplementedError) as error:
-            raise SkipArmError(str(error).strip().splitlines()[0]) from None
-        except RuntimeError as error:  # out of memory too
-            raise ArmFailedError(str(error).strip().splitlines()[0]) from None
+    def _graphed(self, name: ArmName, config: SamplerConfig, batch: int) -> GraphedSampler:
+        with _making():
+            return GraphedSampler(self.pipeline(name.mask, name.dtype), config, batch)
+
+
+@contextlib.contextmanager
+def _making() -> Iterator[None]:
+    """An arm that cannot be made here is left out; one that breaks has failed."""
+    try:
+        yield
+    except (UserError, NotImplementedError) as error:
+        raise SkipArmError(str(error).strip().splitlines()[0]) from None
+    except RuntimeError as error:  # out of memory too
+        raise ArmFailedError(str(error).strip().splitlines()[0]) from None
 
 
 def undecoded(

@@ -40,10 +40,18 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Codes known before sampling starts, for editing and for "start from my codes"."""
+    """Codes known before sampling starts, for editing and for "start from my codes".
 
-    codes_BL: Tensor  # int64; its value does not matter where ``keep_BL`` is False
+    They may be fewer than an image has: those after them are drawn.
+    """
+
+    codes_BL: Tensor  # int64; a value does not matter where ``keep_BL`` is False
     keep_BL: Tensor  # bool: True keeps the code given, False draws it
+
+    @classmethod
+    def prefix(cls, codes_Bl: Tensor) -> Self:
+        """The first codes of each image, all of them kept: int64 [B, l]."""
+        return cls(codes_Bl, torch.ones_like(codes_Bl, dtype=torch.bool))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,11 @@ class State(Protocol):
 
     @classmethod
     def join(cls, states: Sequence[Self]) -> Self:
-        """One batch of states at the same step of the same settings."""
+        """One batch of states at the same step of the same settings.
+
+        Raises:
+            UserError: they cannot be one batch.
+        """
 
 
 S = TypeVar("S", bound=State)
@@ -129,7 +141,7 @@ class Generator(Protocol[S]):
             labels_B: a class an image.
             config: the settings, as :attr:`sampler`.
             seeds_B: a seed an image.
-            given: codes that are known already.
+            given: codes that are known already; they are in the result as they are.
 
         Raises:
             UserError: a class, a seed count, a setting or a code does not fit the model.
@@ -144,6 +156,44 @@ class Generator(Protocol[S]):
         Raises:
             FloatingPointError: the network gave values that are not finite.
         """
+
+
+@runtime_checkable
+class Capturable(Generator[S], Protocol[S]):
+    """What a generator may be able to do: run as a CUDA graph (:mod:`srdd.graph`).
+
+    Begin is then :meth:`check_request` and :meth:`start`, decode is :meth:`check_finite` and
+    :meth:`pixels`; nothing but the checks waits for the device.
+    """
+
+    def check_capture(self, config: Any) -> None:
+        """Refuse settings under which the number of evaluations depends on what is drawn.
+
+        Raises:
+            UserError: the setting is named.
+        """
+
+    def check_request(
+        self, labels_B: Tensor | Sequence[int], config: Any, seeds_B: Tensor | Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Labels and seeds as int64 [B].
+
+        Raises:
+            UserError: a class, a seed count or a setting does not fit the model.
+        """
+
+    def start(self, labels_B: Tensor, config: Any, seeds_B: Tensor) -> S:
+        """The state before the first step, of labels and seeds on the device that fit."""
+
+    def check_finite(self, state: S) -> None:
+        """Refuse a state of which a value is not finite.
+
+        Raises:
+            FloatingPointError: the network gave values that are not finite.
+        """
+
+    def pixels(self, state: S) -> Tensor:
+        """The images at any step, unchecked: [B, 3, R, R] in [0, 1]."""
 
 
 @runtime_checkable
@@ -201,10 +251,14 @@ def sample_stream(
     labels_B: Tensor | Sequence[int],
     config: Any,
     seeds_B: Tensor | Sequence[int],
+    given: Given | None = None,
 ) -> Iterator[Preview]:
-    """Make images and show each step as it is done: one :class:`Preview` a step."""
+    """Make images and show each step as it is done: one :class:`Preview` a step.
+
+    Args and errors are those of :func:`sample`.
+    """
     config = pipeline.sampler if config is None else config
-    state = pipeline.begin(labels_B, config, seeds_B)
+    state = pipeline.begin(labels_B, config, seeds_B, given)
     while state.step < state.num_steps:
         done = state.codes_BL.shape[1]
         state = pipeline.advance(state)

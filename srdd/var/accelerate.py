@@ -5,62 +5,21 @@ None is on by default: int8 is not exact, and the other two must warm up first.
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from srdd.compiling import check_compiler, compile_function
 from srdd.errors import UserError
-from srdd.generator import SampleResult, result_of, sample
+from srdd.generator import SampleResult, sample
+from srdd.graph import GraphedSampler, check_cuda
 from srdd.nn.autoencoder import Decoder
-from srdd.nn.linear import RowLinear
-from srdd.var.checks import check_request
+from srdd.nn.int8 import Int8Linear
 from srdd.var.config import SamplerConfig
 from srdd.var.pipeline import Pipeline
-from srdd.var.sampling import check_finite, start
-from srdd.var.state import SampleState
 from srdd.var.transformer import Block
-
-_WARM_UP_CALLS = 3  # before a capture, so that libraries have chosen their kernels
-
-
-class Int8Linear(nn.Module):
-    """A linear layer in 8-bit integers: weights by output channel, inputs by row, at run time.
-
-    A row's result depends on that row alone, so an image still does not depend on its batch.
-    """
-
-    weight_KN: Tensor
-    scale_N: Tensor
-    bias: Tensor | None
-
-    def __init__(self, linear: RowLinear) -> None:
-        super().__init__()
-        weight_NK = linear.weight.detach().float()
-        scale_N = weight_NK.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        self.register_buffer("weight_KN", (weight_NK / scale_N[:, None]).round().to(torch.int8).T)
-        self.register_buffer("scale_N", scale_N)
-        bias = None if linear.bias is None else linear.bias.detach().clone()
-        self.register_buffer("bias", bias)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[..., K] -> [..., N]; ``bias`` stands in for the layer's own."""
-        rows_nK = x.flatten(0, -2)
-        scale_n1 = rows_nK.abs().amax(-1, keepdim=True).clamp_min_(1e-30).float() / 127
-        rows_nK = (rows_nK / scale_n1).round_().to(torch.int8)
-        sums_nN = torch._int_mm(rows_nK, self.weight_KN)
-        scaled_nN: Tensor = sums_nN * scale_n1
-        bias = self.bias if bias is None else bias
-        if bias is None:
-            scaled_nN.mul_(self.scale_N)
-        else:
-            torch.addcmul(bias.float(), scaled_nN, self.scale_N, out=scaled_nN)
-        out: Tensor = scaled_nN.to(x.dtype).unflatten(0, x.shape[:-1])
-        return out
 
 
 def check_accelerators(
@@ -73,8 +32,8 @@ def check_accelerators(
     """
     if int8:
         _check_int8(device)
-    if cuda_graph and device.type != "cuda":
-        raise UserError(f"--cuda-graph needs a CUDA device, this is {device}: leave it out")
+    if cuda_graph:
+        check_cuda(device)
     if compiled:
         check_compiler(device)
 
@@ -134,91 +93,6 @@ def compile_decoder(pipeline: Pipeline, backend: str = "inductor") -> Pipeline:
     return Pipeline(tokenizer, pipeline.transformer, pipeline.sampler, pipeline.class_names)
 
 
-def run_loop(
-    pipeline: Pipeline, labels_B: Tensor, config: SamplerConfig, seeds_B: Tensor
-) -> tuple[SampleState, Tensor]:
-    """The whole of sampling without refinement: nothing in it waits for the device.
-
-    Args:
-        pipeline: the model.
-        labels_B: int64, on the device, known to fit.
-        config: without refinement.
-        seeds_B: int64, on the device.
-
-    Returns:
-        The state after the last scale, and its images [B, 3, R, R] in [-1, 1].
-    """
-    with torch.no_grad():
-        state = start(pipeline.transformer, pipeline.tokenizer, labels_B, config, seeds_B)
-        while state.step < state.num_steps:
-            state = pipeline.advance(state)
-        return state, pipeline.tokenizer.decode_latent(state.f_hat)
-
-
-class GraphedSampler:
-    """Sampling as one CUDA graph: a single launch for all scales and the decoder.
-
-    It is captured for one batch size and one configuration; smaller batches are filled up.
-
-    Args:
-        pipeline: on a CUDA device.
-        config: settings without refinement, whose number of passes depends on the codes drawn.
-        batch: images of a call.
-
-    Attributes:
-        warm_up_s: seconds that warming up and capturing took.
-
-    Raises:
-        UserError: the device is no CUDA device, or the settings refine.
-    """
-
-    def __init__(self, pipeline: Pipeline, config: SamplerConfig, batch: int) -> None:
-        device = pipeline.device
-        if config.active()["refine_steps"]:
-            raise UserError("a CUDA graph needs a fixed loop: set refine_steps to 0")
-        check_accelerators(device, cuda_graph=True)
-        began = time.perf_counter()
-        self.pipeline, self.config, self.batch = pipeline, config, batch
-        self._labels_B = torch.zeros(batch, dtype=torch.int64, device=device)
-        self._seeds_B = torch.zeros(batch, dtype=torch.int64, device=device)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device):  # a capture takes place on the current one
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UP_CALLS):
-                    self._run()
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(self._graph, stream=stream):
-                self._state, self._pixels = self._run()
-            torch.cuda.synchronize()
-        self.warm_up_s = time.perf_counter() - began
-
-    def _run(self) -> tuple[SampleState, Tensor]:
-        return run_loop(self.pipeline, self._labels_B, self.config, self._seeds_B)
-
-    def __call__(
-        self, labels_B: Tensor | Sequence[int], seeds_B: Tensor | Sequence[int]
-    ) -> SampleResult:
-        """Draw an image for each label, up to ``batch`` of them.
-
-        Raises:
-            UserError: more labels than the batch, or labels or seeds that do not fit the model.
-            FloatingPointError: the network gave logits that are not finite.
-        """
-        labels_B, seeds_B = check_request(self.pipeline.transformer, labels_B, self.config, seeds_B)
-        count = len(labels_B)
-        if count > self.batch:
-            raise UserError(f"{count} images do not fit a graph captured for {self.batch}")
-        self._labels_B[:count].copy_(labels_B)
-        self._seeds_B[:count].copy_(seeds_B)
-        self._graph.replay()
-        check_finite(replace(self._state, fault_B=self._state.fault_B[:count]))
-        whole = result_of(self._state, self._pixels.add(1).mul(0.5))
-        parts = (whole.images, whole.codes_BL, whole.nfe, whole.gflops)
-        return SampleResult(*(part[:count].clone() for part in parts))  # a replay overwrites them
-
-
 def make_sampler(
     pipeline: Pipeline,
     config: SamplerConfig,
@@ -236,7 +110,7 @@ def make_sampler(
         batch: images of the largest call.
         int8: see :func:`int8_linears`.
         compiled: see :func:`compile_blocks`; on CUDA :func:`compile_decoder` too.
-        cuda_graph: see :class:`GraphedSampler`.
+        cuda_graph: see :class:`srdd.graph.GraphedSampler`.
 
     Returns:
         The function, and the seconds that warming up took.

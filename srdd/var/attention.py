@@ -41,25 +41,28 @@ class KVCache:
 
     keys: Tensor  # [D, halves, B, H, L, hd]: guidance's conditional half, then the other
     values: Tensor
-    views: tuple[View, ...]  # of the scales visited
 
     @classmethod
-    def empty(
-        cls, shape: tuple[int, int, int, int, int], views: Sequence[View], like: Tensor
-    ) -> "KVCache":
-        """Room for the scales of ``views``, on ``like``'s device and in its dtype.
+    def empty(cls, shape: tuple[int, int, int, int, int], length: int, like: Tensor) -> "KVCache":
+        """Room for ``length`` codes, on ``like``'s device and in its dtype.
 
         Args:
             shape: blocks D, halves, images B, heads H, head size hd.
-            views: of the scales visited.
+            length: L, the codes of all scales visited.
             like: a tensor of the model.
         """
-        room = (*shape[:4], views[-1].end, shape[4])
-        return cls(like.new_empty(room), like.new_empty(room), tuple(views))
+        room = (*shape[:4], length, shape[4])
+        return cls(like.new_empty(room), like.new_empty(room))
+
+    @classmethod
+    def join(cls, caches: Sequence["KVCache"]) -> "KVCache":
+        """The cache of the images of several (a copy)."""
+        keys = torch.cat([cache.keys for cache in caches], dim=2)
+        return cls(keys, torch.cat([cache.values for cache in caches], dim=2))
 
     def select(self, rows: Tensor) -> "KVCache":
         """The cache of some images (a copy)."""
-        return KVCache(self.keys[:, :, rows], self.values[:, :, rows], self.views)
+        return KVCache(self.keys[:, :, rows], self.values[:, :, rows])
 
     def extend(
         self, depth: int, k: Tensor, v: Tensor, view: View, write: bool

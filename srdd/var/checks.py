@@ -1,61 +1,31 @@
-"""What a request for images must satisfy: settings, classes and seeds that fit the model."""
+"""What a request for images must satisfy: settings, classes, seeds and codes that fit the model."""
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.var.config import SamplerConfig
-from srdd.var.scales import ScaleSchedule
+from srdd.generator import Given
+from srdd.var.config import SamplerConfig, TransformerConfig
 from srdd.var.transformer import ScaleTransformer
 
 
-def _integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
-    """Integers as int64.
+def check_settings(model: TransformerConfig, config: SamplerConfig) -> None:
+    """Refuse settings that do not fit the model.
 
     Raises:
-        UserError: they are no integers, or do not fit into 64 bits.
+        UserError: there is nothing to guide, top_k is too large, or a scale is unknown.
     """
-    try:
-        tensor = torch.as_tensor(values)
-    except (ValueError, TypeError, RuntimeError, OverflowError):
-        raise UserError(f"{name} must be integers of at most 64 bits") from None
-    if tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.bool):
-        raise UserError(f"{name} must be integers, got {tensor.dtype}")
-    return tensor.to(torch.int64)
-
-
-def visited(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
-    """The scales that ``config`` visits of those ``model`` knows.
-
-    Raises:
-        UserError: a scale is unknown, or the first or last one is left out.
-    """
-    if config.top_k > model.config.vocab_size:
+    if model.unconditional and config.cfg > 0:
+        raise UserError("cfg must be 0: an unconditional model has nothing to guide", field="cfg")
+    if config.top_k > model.vocab_size:
         raise UserError(
-            f"top_k {config.top_k} exceeds the vocabulary of {model.config.vocab_size} codes",
+            f"top_k {config.top_k} exceeds the vocabulary of {model.vocab_size} codes",
             field="top_k",
         )
-    if config.patch_nums is None:
-        return model.schedule
-    schedule, first = model.schedule.prune(config.patch_nums), model.schedule.patch_nums[0]
-    if schedule.patch_nums[0] != first:
-        raise UserError(
-            f"patch_nums must begin at scale {first}, the start token's", field="patch_nums"
-        )
-    return schedule
-
-
-def check_fits(model: ScaleTransformer, config: SamplerConfig) -> ScaleSchedule:
-    """The scales visited, if the settings fit the model.
-
-    Raises:
-        UserError: a scale is unknown, top_k too large, or there is nothing to guide.
-    """
-    if model.config.unconditional and config.cfg > 0:
-        raise UserError("cfg must be 0: an unconditional model has nothing to guide", field="cfg")
-    return visited(model, config)
+    model.schedule.visit(config.patch_nums)
 
 
 def check_request(
@@ -75,5 +45,52 @@ def check_request(
             f"give one seed an image: {list(labels_B.shape)} labels, {list(seeds_B.shape)} seeds"
         )
     model.check_labels(labels_B)
-    check_fits(model, config)
+    check_settings(model.config, config)
     return labels_B, seeds_B
+
+
+def check_given(model: TransformerConfig, config: SamplerConfig, given: Given, batch: int) -> Given:
+    """Given codes as int64 [B, L] and bool [B, L], where L counts the codes of all scales visited.
+
+    Codes beyond those given are not kept. A code that is not kept becomes 0.
+
+    Raises:
+        UserError: the codes are not those of so many images and of the scales visited, or one
+            that is kept is not in the vocabulary.
+    """
+    schedule = model.schedule.visit(config.patch_nums)
+    codes_Bl, keep_Bl = _integers("given codes", given.codes_BL), torch.as_tensor(given.keep_BL)
+    shape, length = list(codes_Bl.shape), schedule.length
+    if len(shape) != 2 or shape[0] != batch or shape[1] > length:
+        raise UserError(
+            f"given codes must be [{batch}, {length}], or fewer codes an image, for scales "
+            f"{','.join(map(str, schedule.patch_nums))}: got {shape}"
+        )
+    if keep_Bl.dtype != torch.bool or list(keep_Bl.shape) != shape:
+        raise UserError(
+            f"which codes are kept must be booleans {shape}, one a code: got {keep_Bl.dtype} "
+            f"{list(keep_Bl.shape)}"
+        )
+    kept_n = codes_Bl[keep_Bl]
+    if len(kept_n) and not 0 <= int(kept_n.min()) <= int(kept_n.max()) < model.vocab_size:
+        raise UserError(
+            f"given codes must lie in [0, {model.vocab_size}): got {int(kept_n.min())} to "
+            f"{int(kept_n.max())}"
+        )
+    missing = (0, length - shape[1])
+    return Given(F.pad(codes_Bl * keep_Bl, missing), F.pad(keep_Bl, missing))
+
+
+def _integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
+    """Integers as int64.
+
+    Raises:
+        UserError: they are no integers, or do not fit into 64 bits.
+    """
+    try:
+        tensor = torch.as_tensor(values)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        raise UserError(f"{name} must be integers of at most 64 bits") from None
+    if tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.bool):
+        raise UserError(f"{name} must be integers, got {tensor.dtype}")
+    return tensor.to(torch.int64)

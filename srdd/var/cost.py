@@ -14,9 +14,15 @@ from srdd.var.config import TokenizerConfig, TransformerConfig
 
 
 def pass_flops(
-    config: TransformerConfig, length: int, seen: int, *, guided: bool, first: bool
+    config: TransformerConfig,
+    length: int,
+    seen: int,
+    *,
+    guided: bool,
+    first: bool,
+    head: bool = True,
 ) -> int:
-    """One evaluation of the network on one scale of one image, head included.
+    """One evaluation of the network on one scale of one image.
 
     Args:
         config: the transformer's.
@@ -24,6 +30,7 @@ def pass_flops(
         seen: codes that each attends to.
         guided: the unconditional half runs too; it shares embedding and linear head.
         first: the start token, which needs no word embedding.
+        head: codes are drawn; else the scale's keys and values alone are needed.
     """
     width = config.width
     hidden = round(width * config.mlp_ratio)
@@ -31,7 +38,7 @@ def pass_flops(
     attention = 4 * length * seen * width
     blocks = config.depth * (linear + attention) * (2 if guided else 1)
     embed = 0 if first else 2 * length * config.z_channels * width
-    return blocks + embed + 2 * length * width * config.vocab_size
+    return blocks + embed + (2 * length * width * config.vocab_size if head else 0)
 
 
 def conditioning_flops(config: TransformerConfig) -> int:

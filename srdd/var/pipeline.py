@@ -25,9 +25,10 @@ from srdd.images import to_float, to_uint8
 from srdd.json_files import read_json
 from srdd.validation import from_dict, to_dict
 from srdd.var import sampling
-from srdd.var.checks import check_fits
+from srdd.var.checks import check_given, check_request, check_settings
 from srdd.var.config import SamplerConfig, TokenizerConfig, TransformerConfig
 from srdd.var.init import init_weights
+from srdd.var.plan import make_plan
 from srdd.var.state import SampleState
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
@@ -100,7 +101,7 @@ class Pipeline:
         Raises:
             UserError: a scale is unknown, top_k too large, or there is nothing to guide.
         """
-        check_fits(self.transformer, config)
+        check_settings(self.transformer.config, config)
 
     def begin(
         self,
@@ -111,10 +112,45 @@ class Pipeline:
     ) -> SampleState:
         """The state before the first scale.
 
+        Given codes are those of the scales visited. They are never drawn again, and the codes
+        that are drawn see them. A scale that is given whole, for all images, is not evaluated
+        unless a scale to be drawn attends to it.
+
+        Raises:
+            UserError: a class, a seed count, a setting or a code does not fit the model.
+        """
+        labels_B, seeds_B = self.check_request(labels_B, config, seeds_B)
+        if given is not None:
+            given = check_given(self.transformer.config, config, given, len(labels_B))
+            given = Given(given.codes_BL.to(self.device), given.keep_BL.to(self.device))
+        return self.start(labels_B.to(self.device), config, seeds_B.to(self.device), given)
+
+    def check_request(
+        self,
+        labels_B: Tensor | Sequence[int],
+        config: SamplerConfig,
+        seeds_B: Tensor | Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Labels and seeds as int64 [B].
+
         Raises:
             UserError: a class, a seed count or a setting does not fit the model.
         """
-        return sampling.begin(self.transformer, self.tokenizer, labels_B, config, seeds_B)
+        return check_request(self.transformer, labels_B, config, seeds_B)
+
+    def start(
+        self,
+        labels_B: Tensor,
+        config: SamplerConfig,
+        seeds_B: Tensor,
+        given: Given | None = None,
+    ) -> SampleState:
+        """:meth:`begin`, of what is on the device and known to fit.
+
+        It does not wait for the device, unless there are given codes.
+        """
+        plan = make_plan(self.transformer.config, self.tokenizer.config, config, given)
+        return sampling.begin(self.transformer, plan, labels_B, seeds_B, given)
 
     def advance(self, state: SampleState) -> SampleState:
         """Draw the next scale; see :func:`srdd.var.sampling.advance`."""
@@ -126,7 +162,29 @@ class Pipeline:
         Raises:
             FloatingPointError: the network gave logits that are not finite.
         """
-        return sampling.decode(self.tokenizer, state)
+        self.check_finite(state)
+        return self.pixels(state)
+
+    def check_finite(self, state: SampleState) -> None:
+        """Refuse a state of which logits were not finite; see :func:`sampling.check_finite`.
+
+        Raises:
+            FloatingPointError: the scale and, in a refinement, the pass are named.
+        """
+        sampling.check_finite(state)
+
+    def pixels(self, state: SampleState) -> Tensor:
+        """The images at any scale, unchecked: [B, 3, R, R] in [0, 1]."""
+        return self.tokenizer.decode_latent(state.f_hat).add_(1).mul_(0.5)
+
+    def check_capture(self, config: SamplerConfig) -> None:
+        """Refuse settings that refine: how often depends on the codes drawn.
+
+        Raises:
+            UserError: they do.
+        """
+        if config.active()["refine_steps"]:
+            raise UserError("a CUDA graph needs a fixed loop: set refine_steps to 0")
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.var.checks import visited
-from srdd.var.config import SamplerConfig, TransformerConfig
+from srdd.var.config import TransformerConfig
 from srdd.var.masks import first_scale_seen
 from srdd.var.pipeline import Pipeline
 from srdd.var.tokenizer import Tokenizer
@@ -44,7 +43,7 @@ def prune_transformer(model: ScaleTransformer, patch_nums: tuple[int, ...]) -> S
     Raises:
         UserError: a scale is unknown, out of order, or the first or last one is left out.
     """
-    schedule = visited(model, SamplerConfig(patch_nums=patch_nums))
+    schedule = model.schedule.visit(patch_nums)
     config = replace(model.config, patch_nums=schedule.patch_nums, parent=schedule.parent)
     with torch.random.fork_rng(devices=[]):
         pruned = ScaleTransformer(config, model.backend)
@@ -84,7 +83,7 @@ def check_stages(
     for number, sides in enumerate(stages, 1):
         where = f"stage {number} ({','.join(map(str, sides))})"
         try:
-            visited(model, SamplerConfig(patch_nums=sides))
+            model.schedule.visit(sides)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         if not set(sides) < set(known):

@@ -1,79 +1,27 @@
-"""Drawing codes from probabilities, and which of them a refinement pass draws again."""
+"""Which codes a refinement pass draws again (paper, Sec. 3.3b).
 
-import math
+A policy is a function in :data:`RESAMPLE`; :data:`srdd.var.config.Resample` has its name.
+"""
+
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from srdd.var.config import SamplerConfig
+from srdd.var.config import Resample, SamplerConfig
+
+Policy = Callable[[Tensor, SamplerConfig], Tensor]
 
 
-def truncate(probs_nV: Tensor, config: SamplerConfig) -> Tensor:
-    """Set to zero what may not be drawn: ``epsilon``, then ``top_k``, then ``top_p``.
-
-    Not renormalised. The likeliest code stays, and all stay where all lie below ``epsilon``. As in
-    VAR, ``top_p`` acts on what ``top_k`` left: it drops the tail whose mass is at most 1 - top_p.
-    """
-    if config.epsilon > 0:
-        keep = probs_nV >= config.epsilon
-        probs_nV = torch.where(keep.any(-1, keepdim=True) & ~keep, 0.0, probs_nV)
-    vocab = probs_nV.shape[-1]
-    kept = config.top_k if 0 < config.top_k < vocab else vocab
-    if config.top_p == 1:
-        if kept == vocab:
-            return probs_nV
-        floor_n1 = probs_nV.topk(kept, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        return torch.where(probs_nV < floor_n1, 0.0, probs_nV)
-    likeliest_nk = probs_nV.topk(kept, dim=-1).values  # only what top_k left is sorted
-    mass_nk = likeliest_nk.cumsum(-1)
-    within_nk = mass_nk - likeliest_nk < config.top_p * mass_nk[..., -1:]
-    count_n1 = within_nk.sum(-1, keepdim=True).clamp_min_(1)
-    floor_n1 = likeliest_nk.gather(-1, count_n1 - 1)
-    # Of codes exactly as likely as the last one kept, the first in the vocabulary go.
-    spare_n1 = (likeliest_nk >= floor_n1).sum(-1, keepdim=True) - count_n1
-    tied_nV = (probs_nV == floor_n1).cumsum(-1, dtype=torch.int32)
-    drop_nV = (probs_nV < floor_n1) | ((probs_nV == floor_n1) & (tied_nV <= spare_n1))
-    return torch.where(drop_nV, 0.0, probs_nV)
-
-
-def draw(probs_nV: Tensor, uniform_n: Tensor, config: SamplerConfig) -> Tensor:
-    """Draw codes by inverse CDF: float [..., V], uniforms in [0, 1) [...] -> int64 [...].
-
-    In float64, and in two steps: a group of codes, then one of the group. So most sums are no
-    prefix sums, and no [n, V] array of float64 is made.
-    """
-    shape, uniform_n = uniform_n.shape, uniform_n.flatten()
-    allowed_nV = truncate(probs_nV.flatten(0, -2), config)
-    vocab = allowed_nV.shape[-1]
-    size = next(c for c in range(math.isqrt(vocab), 0, -1) if vocab % c == 0)
-    groups_ngc = allowed_nV.unflatten(-1, (vocab // size, size))
-    cdf_ng = groups_ngc.sum(-1, dtype=torch.float64).cumsum(-1)
-    aim_n1 = uniform_n[:, None] * cdf_ng[:, -1:]
-    group_n1 = torch.searchsorted(cdf_ng, aim_n1, right=True).clamp_max_(vocab // size - 1)
-    members_n1c = groups_ngc.gather(1, group_n1[..., None].expand(-1, 1, size))
-    cdf_nc = members_n1c[:, 0].double().cumsum(-1)
-    aim_n1 = aim_n1 - F.pad(cdf_ng, (1, 0)).gather(1, group_n1)
-    # Strictly inside the group whatever rounding did, or a code of probability 0 could be drawn.
-    aim_n1 = aim_n1.clamp_min_(0).minimum(cdf_nc[:, -1:] * (1 - 2.0**-52))
-    member_n1 = torch.searchsorted(cdf_nc, aim_n1, right=True).clamp_max_(size - 1)
-    return (group_n1 * size + member_n1).view(shape)
-
-
-def code_probs(probs_nV: Tensor, codes_n: Tensor) -> Tensor:
-    """The probability of each code: [n]."""
-    return probs_nV.gather(-1, codes_n[..., None])[..., 0]
-
-
-def candidates(probs_Bl: Tensor, config: SamplerConfig) -> Tensor:
-    """Which codes a pass draws again, given the probability of each (guided, T = 1, untruncated).
-
-    ``simple`` (SR) redraws all, ``masked`` (MR) those below ``resample_threshold``
-    (paper, Sec. 3.3b).
-
-    Returns:
-        bool [B, l].
-    """
-    if config.resample == "simple":
-        return torch.ones_like(probs_Bl, dtype=torch.bool)
+def masked(probs_Bl: Tensor, config: SamplerConfig) -> Tensor:
+    """MR: codes less likely than ``resample_threshold``."""
     return probs_Bl < config.resample_threshold
+
+
+def simple(probs_Bl: Tensor, config: SamplerConfig) -> Tensor:
+    """SR: all codes."""
+    return torch.ones_like(probs_Bl, dtype=torch.bool)
+
+
+# From each code's probability (guided, at temperature 1, not truncated) to a bool [B, l].
+RESAMPLE: dict[Resample, Policy] = {"masked": masked, "simple": simple}

@@ -70,6 +70,21 @@ class ScaleSchedule:
         _check_known(patch_nums, self.patch_nums)
         return ScaleSchedule(tuple(patch_nums), self.parent)
 
+    def visit(self, patch_nums: Sequence[int] | None) -> "ScaleSchedule":
+        """The schedule of a sampling that visits ``patch_nums``, or all scales if that is None.
+
+        Raises:
+            UserError: as :meth:`prune`, or the first scale is left out.
+        """
+        if patch_nums is None:
+            return self
+        schedule, first = self.prune(patch_nums), self.patch_nums[0]
+        if schedule.patch_nums[0] != first:
+            raise UserError(
+                f"patch_nums must begin at scale {first}, the start token's", field="patch_nums"
+            )
+        return schedule
+
 
 def settle_parent(patch_nums: tuple[int, ...], parent: tuple[int, ...]) -> tuple[int, ...]:
     """How a model's configuration writes its parent schedule: () where nothing was pruned.

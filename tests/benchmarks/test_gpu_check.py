@@ -276,7 +276,7 @@ def test_an_arm_that_broke_when_it_was_made_ready_is_no_arm_that_is_left_out(
     def broken(*_: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr("srdd.var.accelerate.GraphedSampler", broken)
+    monkeypatch.setattr("benchmarks.arms.GraphedSampler", broken)
     sent: list[Row] = []
     gpu_timing.sampling_arms(["markov+graph"], _job(), sent.append)
     assert [(row.status, row.note) for row in sent] == [

@@ -14,6 +14,7 @@ from srdd.var.attention import attend_scales
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.init import init_weights
 from srdd.var.masks import Mask
+from srdd.var.plan import make_plan
 from srdd.var.scales import ScaleSchedule
 from srdd.var.state import SampleState
 from srdd.var.tokenizer import Tokenizer
@@ -112,8 +113,9 @@ def run_whole() -> Callable[..., Tensor]:
 def under() -> Callable[[Pipeline, SampleState, SamplerConfig], SampleState]:
     """A state that goes on under other settings, of the same scales."""
 
-    def other(_: Pipeline, state: SampleState, config: SamplerConfig) -> SampleState:
-        return replace(state, config=config)
+    def other(pipeline: Pipeline, state: SampleState, config: SamplerConfig) -> SampleState:
+        model, tokenizer = pipeline.transformer.config, pipeline.tokenizer.config
+        return replace(state, plan=make_plan(model, tokenizer, config))
 
     return other
 

@@ -28,7 +28,6 @@ from srdd.errors import UserError
 from srdd.load import is_pipeline, load_var
 from srdd.presets import Preset
 from srdd.validation import to_dict
-from srdd.var.checks import check_fits
 from srdd.var.config import SamplerConfig
 from srdd.var.pipeline import Pipeline, save_pipeline, save_tokenizer
 from srdd.var.prune import check_stages, check_teacher, prune_tokenizer
@@ -179,7 +178,7 @@ def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline,
     if job.evaluation.weights and job.evaluation.extractor == "classifier":
         check_classes(len(manifest.classes), str(job.data))
     check_stages(model, job.stages)
-    check_fits(model, _sampler(job, parent))
+    parent.check_settings(_sampler(job, parent))
     if job.options.teacher_kl:
         check_teacher(model, model.config)
     return job, parent, replace(preset, tokenizer=parent.tokenizer.config, transformer=model.config)

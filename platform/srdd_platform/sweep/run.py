@@ -16,7 +16,6 @@ from rich.console import Console
 from srdd.load import load_pipeline, load_var
 from srdd.presets import get_preset
 from srdd.validation import to_dict
-from srdd.var.checks import check_fits
 from srdd.var.config import SamplerConfig, TransformerConfig
 from srdd_platform.core.cluster import Cluster, lazy_cluster
 from srdd_platform.core.ray_session import Session
@@ -145,7 +144,7 @@ def _search(
         for params in grid.settings()
     ]
     for config in [base, *(setting(base, params) for params in [*first, *extremes(space)])]:
-        check_fits(loaded.transformer, config)
+        loaded.check_settings(config)
     compared = [*plain(cfg=CFGS), *epsilon(*EPSILONS, cfg=grid.cfg)]
     others = {path: load_pipeline(path) for path in models.others}
     specs = references.before_search({models.pipeline: loaded, **others}, compared)

@@ -14,6 +14,8 @@ from srdd.train.loop import Batch
 from srdd.train.var.refine import Hidden, draw_hidden, refined_input
 from srdd.train.var.transformer import TransformerLoss, TransformerTask, scale_masses
 from srdd.var import sampling
+from srdd.var.categorical import Categorical
+from srdd.var.resample import RESAMPLE
 from srdd.var.scales import ScaleSchedule
 
 MakePipeline = Callable[..., Pipeline]
@@ -64,14 +66,15 @@ def test_the_input_is_that_of_samplings_kept_feedback(
     fed: list[tuple[int, Tensor]] = []
     drawn: list[Tensor] = []
     redrawn: list[Tensor] = []
-    evaluate, draw, choose = sampling._evaluate, sampling.CodeLaw.draw, sampling.candidates
+    predict, draw, choose = sampling._predict, Categorical.draw, RESAMPLE["masked"]
 
-    def watch_fed(model, state, tokens, write):  # type: ignore[no-untyped-def]
-        if not write:
-            fed.append((state.step, tokens.clone()))
-        return evaluate(model, state, tokens, write)
+    def watch_fed(model, state, f_hat, *, first):  # type: ignore[no-untyped-def]
+        if not first:
+            small = model.quantizer.to_scale(f_hat, state.scale.side)
+            fed.append((state.step, small.flatten(2).transpose(1, 2)))
+        return predict(model, state, f_hat, first=first)
 
-    def watch_drawn(self, uniforms, conf, old=None, redraw=None):  # type: ignore[no-untyped-def]
+    def watch_drawn(self, uniforms, conf, old, redraw):  # type: ignore[no-untyped-def]
         codes, likely = draw(self, uniforms, conf, old, redraw)
         drawn.append(codes.clone())
         return codes, likely
@@ -81,9 +84,9 @@ def test_the_input_is_that_of_samplings_kept_feedback(
         redrawn.append(redraw.clone())
         return redraw
 
-    monkeypatch.setattr(sampling, "_evaluate", watch_fed)
-    monkeypatch.setattr(sampling.CodeLaw, "draw", watch_drawn)
-    monkeypatch.setattr(sampling, "candidates", watch_redrawn)
+    monkeypatch.setattr(sampling, "_predict", watch_fed)
+    monkeypatch.setattr(Categorical, "draw", watch_drawn)
+    monkeypatch.setitem(RESAMPLE, "masked", watch_redrawn)
     result = sample(pipeline, torch.tensor([2]), config, torch.tensor([11]))
     assert len(fed) >= 2
     for scale, tokens in fed:

@@ -216,11 +216,11 @@ def test_markov_makes_no_tensor_of_all_pairs_of_codes() -> None:
 def test_a_cache_of_some_images_is_written_like_a_whole_one(write: bool) -> None:
     """Whatever its memory layout, what a scale writes is what later ones see."""
     seen = views("block_causal", ScaleSchedule((1, 2, 3)))
-    whole = KVCache.empty((2, 2, 5, 2, 4), seen, torch.zeros(()))
+    whole = KVCache.empty((2, 2, 5, 2, 4), seen[-1].end, torch.zeros(()))
     whole.keys.normal_()
     whole.values.normal_()
     rows = slice(1, 4)
-    part = KVCache(whole.keys[:, :, rows], whole.values[:, :, rows], whole.views)
+    part = KVCache(whole.keys[:, :, rows], whole.values[:, :, rows])
     copy = whole.select(torch.arange(1, 4))
     k, v = torch.randn(2, 6, 2, 4, 4)  # both halves of three images
     assert part.extend(1, k, v, seen[1], write)[0].shape == (6, 2, 5, 4)

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from srdd import Pipeline, SamplerConfig
+from srdd.graph import run_loop
 from srdd.nn.autoencoder import Decoder
-from srdd.var.accelerate import run_loop
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from srdd import Pipeline, SamplerConfig, sample
 from srdd.nn.autoencoder import Decoder, Upsample
-from srdd.var import checks as request
 from srdd.var.attention import KVCache
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.cost import conditioning_flops, decoder_flops, increment_flops, pass_flops
@@ -47,7 +46,7 @@ def test_a_pass_costs_what_torch_counts(mask: Mask, scale: int) -> None:
         torch.empty(1, 2, 1024, device="meta"),
     )
     seen = views(mask, config.schedule)
-    cache = KVCache.empty((2, 1, 1, 16, 64), seen, model.pos_embed)
+    cache = KVCache.empty((2, 1, 1, 16, 64), seen[-1].end, model.pos_embed)
     tokens = torch.empty(1, end - begin, 32, device="meta")
     with torch.no_grad(), _count() as counter:
         x = model.start(conditioning) if scale == 0 else model.embed(tokens, scale)
@@ -116,7 +115,7 @@ def test_an_increment_costs_what_torch_counts(make_pipeline: MakePipeline) -> No
 def _expected(pipeline: Pipeline, config: SamplerConfig, passes: dict[int, int]) -> float:
     """GFLOPs of an image: ``passes`` after the first at each scale; guided ones twice."""
     model = pipeline.transformer.config
-    schedule = request.visited(pipeline.transformer, config)
+    schedule = pipeline.transformer.schedule.visit(config.patch_nums)
     halves = 2 if config.cfg else 1
     total = decoder_flops(pipeline.tokenizer.config) + halves * conditioning_flops(model)
     for scale, (begin, end) in enumerate(schedule.spans):

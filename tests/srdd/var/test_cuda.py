@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, sample
+from srdd.graph import GraphedSampler, run_loop
 from srdd.train.config import TransformerLossConfig
 from srdd.train.loop import Batch
 from srdd.train.var.transformer import TransformerLoss
-from srdd.var.accelerate import GraphedSampler, run_loop
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, sample
 from srdd.var import sampling
+from srdd.var.categorical import code_probs
 from srdd.var.masks import MASKS, Mask, views
-from srdd.var.resample import candidates, code_probs
+from srdd.var.resample import RESAMPLE, Policy, masked, simple
 from srdd.var.state import SampleState
 from srdd.var.transformer import Conditioning, ScaleTransformer
 
@@ -35,14 +37,15 @@ class Spy:
             self.tokens.append(None)
             return start(model, conditioning)
 
-        def spy_candidates(probs_Bl: Tensor, config: SamplerConfig) -> Tensor:
-            redraw = candidates(probs_Bl, config)
-            self.choices.append((probs_Bl.clone(), redraw.clone()))
-            return redraw
-
         monkeypatch.setattr(ScaleTransformer, "embed", spy_embed)
         monkeypatch.setattr(ScaleTransformer, "start", spy_start)
-        monkeypatch.setattr(sampling, "candidates", spy_candidates)
+        for name, policy in RESAMPLE.items():
+            monkeypatch.setitem(RESAMPLE, name, partial(self._choose, policy))
+
+    def _choose(self, policy: Policy, probs_Bl: Tensor, config: SamplerConfig) -> Tensor:
+        redraw = policy(probs_Bl, config)
+        self.choices.append((probs_Bl.clone(), redraw.clone()))
+        return redraw
 
 
 def _at(pipeline: Pipeline, scale: int) -> SampleState:
@@ -55,12 +58,12 @@ def _at(pipeline: Pipeline, scale: int) -> SampleState:
 
 def test_candidates_lie_strictly_below_the_threshold() -> None:
     probs = torch.tensor([[0.0, 0.25, 0.2499999, 0.5, 1.0]])
-    found = candidates(probs, SamplerConfig(resample_threshold=0.25))
+    found = masked(probs, SamplerConfig(resample_threshold=0.25))
     assert found.tolist() == [[True, False, True, False, False]]
-    assert not candidates(probs, SamplerConfig(resample_threshold=0.0)).any()
-    sure = candidates(probs, SamplerConfig(resample_threshold=1.0))
+    assert not masked(probs, SamplerConfig(resample_threshold=0.0)).any()
+    sure = masked(probs, SamplerConfig(resample_threshold=1.0))
     assert sure.tolist() == [[True, True, True, True, False]]
-    every = candidates(probs, SamplerConfig(resample="simple", resample_threshold=0.0))
+    every = simple(probs, SamplerConfig(resample="simple", resample_threshold=0.0))
     assert every.all()
 
 
@@ -156,10 +159,10 @@ def test_a_pass_is_shown_the_scales_own_codes(
     spy = Spy(monkeypatch)
     pipeline.advance(under(pipeline, state, config))
     assert len(spy.tokens) == 4
-    redraws, rows = [], torch.arange(7)
+    redraws = []
     for codes_Bl, (_, redraw), shown in zip(before, spy.choices, spy.tokens[1:], strict=True):
-        some = redraw.any(1)
-        rows, redraw = rows[some], redraw[some]  # the others have stopped
+        rows = redraw.any(1).nonzero()[:, 0]
+        redraw = redraw[rows]  # the others have stopped
         redraws.append(redraw.flatten())
         h = quantizer.codebook(codes_Bl[rows])
         if feedback == "kept":

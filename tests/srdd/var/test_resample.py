@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from srdd import SamplerConfig
-from srdd.var.resample import draw
+from srdd.var.categorical import draw
 
 PLAIN = SamplerConfig()
 VOCABS = [2, 3, 7, 97, 128, 144, 4096, 4099]  # prime, square, neither

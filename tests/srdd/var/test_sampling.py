@@ -13,9 +13,9 @@ from srdd.errors import UserError
 from srdd.generator import result_of
 from srdd.presets import digits
 from srdd.var import guidance, sampling
+from srdd.var.categorical import draw, truncate
 from srdd.var.init import init_weights
 from srdd.var.masks import MASKS, Mask
-from srdd.var.resample import draw, truncate
 from srdd.var.scales import ScaleSchedule
 from srdd.var.state import SampleState
 from srdd.var.tokenizer import Tokenizer

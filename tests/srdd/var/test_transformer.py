@@ -81,7 +81,7 @@ def _dense_logits(model: ScaleTransformer, labels_B: Tensor, tokens_BlC: Tensor)
 def _cache(model: ScaleTransformer, batch: int) -> KVCache:
     config = model.config
     shape = (config.depth, 1, batch, config.num_heads, config.width // config.num_heads)
-    cache = KVCache.empty(shape, views(config.mask, model.schedule), model.pos_embed)
+    cache = KVCache.empty(shape, model.schedule.length, model.pos_embed)
     cache.keys.zero_()  # or what is not written yet may be NaN
     cache.values.zero_()
     return cache
