@@ -164,22 +164,13 @@ def load_maker(
     evaluator = _load_evaluator(evaluation, job) if evaluation.weights else None
     num = evaluation.num if evaluator else min(GRID_IMAGES, evaluation.num)
 
-    def measure_samples(pipeline: Pipeline, grid: Path) -> dict[str, Any]:
-        if evaluator:
-            return evaluator.evaluate(pipeline, config, grid=grid)
-        size, seed = evaluation.batch_size, evaluation.seed
-        samples = Samples(pipeline, config, n=num, seed=seed, batch_size=size)
-        for _ in with_grid(samples, grid):
-            pass
-        return samples.cost
-
     def make(spec: RowSpec, key: str) -> dict[str, Any]:
-        pipeline = load_var(spec.pipeline)
-        if spec.pruned:
-            pipeline = prune_pipeline(pipeline, spec.pruned)
-        pipeline = pipeline.to(evaluation.device)
-        schedule = pipeline.transformer.schedule
-        found = measure_samples(pipeline, run / "grids" / spec.grid)
+        pipeline = _load_model(spec).to(evaluation.device)
+        schedule, grid = pipeline.transformer.schedule, run / "grids" / spec.grid
+        if evaluator:
+            found = evaluator.evaluate(pipeline, config, grid=grid)
+        else:
+            found = _cost(pipeline, config, num, evaluation, grid)
         return {
             "key": key,
             "name": spec.name,
@@ -196,6 +187,23 @@ def load_maker(
         }
 
     return make
+
+
+def _load_model(spec: RowSpec) -> Pipeline:
+    """The model of a row, on the CPU."""
+    pipeline = load_var(spec.pipeline)
+    return prune_pipeline(pipeline, spec.pruned) if spec.pruned else pipeline
+
+
+def _cost(
+    pipeline: Pipeline, config: SamplerConfig, num: int, evaluation: EvaluationConfig, grid: Path
+) -> dict[str, float]:
+    """What samples cost, with a grid of the first; their quality is not measured."""
+    size, seed = evaluation.batch_size, evaluation.seed
+    samples = Samples(pipeline, config, n=num, seed=seed, batch_size=size)
+    for _ in with_grid(samples, grid):
+        pass
+    return samples.cost
 
 
 def _load_evaluator(evaluation: EvaluationConfig, job: Job) -> Evaluator:

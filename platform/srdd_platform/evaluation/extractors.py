@@ -215,11 +215,16 @@ def load_extractor(name: str, weights: Path | None, device: str = "cpu") -> Extr
             f"--weights {weights} is a file: a classifier is the run directory that srdd train "
             "classifier made; for a file of Inception give --extractor inception"
         )
+    directory = weights / "model" if (weights / "model" / "config.json").exists() else weights
+    return _load_classifier(directory, device)
+
+
+def _load_classifier(directory: Path, device: str) -> Extractor:
+    """The extractor of a classifier's model directory."""
     fidelity = import_torch_fidelity()
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
     from torch_fidelity.utils import create_feature_extractor
 
-    directory = weights / "model" if (weights / "model" / "config.json").exists() else weights
     wrapper = _classifier_class(fidelity, directory)
     registered = classifier_name(directory)
     FEATURE_EXTRACTORS_REGISTRY.pop(registered, None)  # the directory may have moved

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srdd.devices import find_dtype
 from srdd.generator import Generator, SampleResult, sample
 from srdd.images import to_uint8
 from srdd.load import load_pipeline
@@ -33,7 +34,7 @@ def load_generator(
     Raises:
         UserError: as :func:`srdd.load.load_pipeline`, or what ``load`` raises.
     """
-    return load(source).to(evaluation.device, getattr(torch, evaluation.dtype))
+    return load(source).to(evaluation.device, find_dtype(evaluation.dtype))
 
 
 def sample_batches(

@@ -67,6 +67,26 @@ def _kid_bias(features: Features, labels_n: Tensor | None) -> float | None:
     return None if labels_n is None else class_bias(features.features_nD, labels_n)
 
 
+def _of_torch_fidelity(fake: Features, real: Features) -> dict[str, float]:
+    """The metrics that torch-fidelity computes of features."""
+    import_torch_fidelity()
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    statistics = [fid_features_to_statistics(f.features_nD) for f in (fake, real)]
+    fid = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    prc = prc_features_to_metric(fake.features_nD, real.features_nD, verbose=False)
+    isc = isc_features_to_metric(fake.logits_nK, splits=1)
+    return {
+        "fid": float(fid),
+        "inception_score": isc["inception_score_mean"],
+        "kid_raw": raw_kid(fake.features_nD, real.features_nD),
+        "precision": float(prc["precision"]),
+        "recall": float(prc["recall"]),
+    }
+
+
 def measure(
     fake: Features, reference: Reference, labels_n: Tensor | None, *, accuracy: bool
 ) -> dict[str, float]:
@@ -90,27 +110,13 @@ def measure(
     Raises:
         UserError: there are too few images.
     """
-    import_torch_fidelity()
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
     real = reference.real
     fewest = min(len(fake.features_nD), len(real.features_nD))
     if fewest < MIN_IMAGES:
         raise UserError(f"metrics need at least {MIN_IMAGES} images on both sides, got {fewest}")
-    statistics = [fid_features_to_statistics(f.features_nD) for f in (fake, real)]
-    fid = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
-    prc = prc_features_to_metric(fake.features_nD, real.features_nD, verbose=False)
-    isc = isc_features_to_metric(fake.logits_nK, splits=1)
-    measured = {
-        "fid": float(fid),
-        "fid_se": jackknife_error(reference.left_out(fake.features_nD, labels_n)),
-        "inception_score": isc["inception_score_mean"],
-        "kid_raw": raw_kid(fake.features_nD, real.features_nD),
-        "precision": float(prc["precision"]),
-        "recall": float(prc["recall"]),
-    }
+    scores = _of_torch_fidelity(fake, real)
+    error = jackknife_error(reference.left_out(fake.features_nD, labels_n))
+    measured = {"fid": scores.pop("fid"), "fid_se": error, **scores}  # rows keep this order
     bias = _kid_bias(fake, labels_n)
     if bias is not None and reference.kid_bias is not None:
         measured["kid"] = measured["kid_raw"] - bias - reference.kid_bias
