@@ -23,9 +23,10 @@ from srdd.images import to_float
 from srdd.metrics.quality import psnr, ssim, to_8bit
 from srdd.rng import uniform
 from srdd.train.config import OptimConfig, RestartVote, TokenizerLossConfig
-from srdd.train.loop import Batch, fit
+from srdd.train.loop import fit
+from srdd.train.task import Batch
 from srdd.train.var.codebook import codebook_usage
-from srdd.train.var.tokenizer import TokenizerTask
+from srdd.train.var.tokenizer_task import TokenizerTask
 from srdd.var.config import TokenizerConfig
 from srdd.var.tokenizer import Tokenizer
 

@@ -37,12 +37,12 @@ from benchmarks.weights import random_images
 from srdd.errors import UserError
 from srdd.images import to_float
 from srdd.presets import Preset, get_preset
-from srdd.train.config import OptimConfig
 from srdd.train.ema import Ema
-from srdd.train.loop import ALONE, Batch, Task, clear_gradients
+from srdd.train.loop import clear_gradients
 from srdd.train.optim import build_optimizer
+from srdd.train.task import Batch, Task
 from srdd.train.var.codebook import quantize
-from srdd.validation import from_dict
+from srdd.train.workers import ALONE
 from srdd.var.pipeline import load_tokenizer, save_tokenizer
 from srdd.var.tokenizer import Tokenizer
 from srdd_platform.core.files import write_json
@@ -51,9 +51,9 @@ from srdd_platform.data.codes import FORMAT, Extraction, encode_shard
 from srdd_platform.data.dataset import ShardDataset, load_images
 from srdd_platform.data.shards import prepare
 from srdd_platform.train.batches import batches
-from srdd_platform.train.job import Job, Kind, make_job
+from srdd_platform.train.data import ImageData, TrainingData, open_data
+from srdd_platform.train.job import Job, make_job
 from srdd_platform.train.options import Options, TransformerOptions
-from srdd_platform.train.tasks import build_task
 
 LEAST = 0.95  # share of the rate on tensors that shards must deliver
 NOISE = 0.02  # of a share
@@ -108,9 +108,9 @@ class Training:
     """A task and its optimizer: one update a call, as :func:`srdd.train.loop.fit` makes it."""
 
     def __init__(self, job: Job, device: torch.device, *, update: bool = True) -> None:
-        self.task: Task = build_task(job)
+        self.task: Task = job.build_task()
         self.task.module.to(device).train()
-        self.config = from_dict(OptimConfig, job.settings["optim"], "optim")
+        self.config = job.optim
         self.weights = [w for w in self.task.module.parameters() if w.requires_grad]
         self.device = device
         self.optimizer = build_optimizer(self.task.module, self.config) if update else None
@@ -149,10 +149,15 @@ class Bench:
     repeats: int
     steps: int  # updates a call
 
-    def job(self, kind: Kind, **options: Any) -> Job:
+    def job(self, kind: str, **options: Any) -> Job:
         """A training on the preset's data that never ends."""
         given = {"max_steps": 10**6, "device": self.device.type, **options}
         return make_job(kind, self.preset, self.data, self.scratch / kind, Options(**given))
+
+
+def stream(job: Job, device: torch.device, data: TrainingData | None = None) -> Iterator[Batch]:
+    """The batches of a job from the first update on, by default of what it trains on."""
+    return batches(data or open_data(job), job.optim, ALONE, range(job.steps), device)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -164,7 +169,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(preset, options.data, Path(scratch), device, options.repeats, options.steps)
         wanted, codes = options.measure, []
-        kinds: tuple[Kind, ...] = ("tokenizer", "classifier") if "rates" in wanted else ()
+        kinds: tuple[str, ...] = ("tokenizer", "classifier") if "rates" in wanted else ()
         rates = [rate(bench, kind) for kind in kinds]
         if "preset" in wanted:
             codes.append(preset_codes(bench, options.preset))
@@ -185,12 +190,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rate(bench: Bench, kind: Kind) -> dict[str, Any]:
+def rate(bench: Bench, kind: str) -> dict[str, Any]:
     """The step from shards against the same on a batch in memory."""
     command.say(f"{kind}: shards against tensors")
     jobs = {threads: bench.job(kind, loader_workers=threads) for threads in (0, 1)}
     training = Training(jobs[0], bench.device)
-    streams = {threads: batches(job, ALONE, 0, bench.device) for threads, job in jobs.items()}
+    streams = {threads: stream(job, bench.device) for threads, job in jobs.items()}
     still = next(streams[0])
     noise = torch.randint_like(still.inputs, 256)
     synthetic = Batch(noise, still.labels_b, still.index_b, still.global_size)
@@ -211,8 +216,8 @@ def rate(bench: Bench, kind: Kind) -> dict[str, Any]:
         bench.device,
         bench.repeats,
     )
-    for stream in streams.values():
-        stream.close()  # type: ignore[attr-defined]
+    for each in streams.values():
+        each.close()  # type: ignore[attr-defined]
     share = measure.ratios(timings["tensors"], timings["shards"])
     return {
         "kind": kind,
@@ -284,15 +289,16 @@ def against_pixels(
     (shard,) = manifest.splits["train"].shards
     encode_shard(
         Extraction(data=str(data), tokenizer=str(directory), device=bench.device.type),  # type: ignore[arg-type]
-        "train", shard.name, Path(job.codes) / "train.safetensors",
+        "train", shard.name, Path(job.inputs.codes) / "train.safetensors",
     )  # fmt: skip
     content = {"train": {"num": shard.num, "shards": ["train.safetensors"]}}
-    write_json(Path(job.codes) / "manifest.json", {"format": FORMAT, "splits": content})
+    write_json(Path(job.inputs.codes) / "manifest.json", {"format": FORMAT, "splits": content})
     training = Training(job, bench.device, update=update)
     tokenizer = load_tokenizer(directory).to(bench.device)
-    codes = batches(job, ALONE, 0, bench.device)
-    pixels = batches(replace(job, codes="", loader_workers=0), ALONE, 0, bench.device)
-    still = next(batches(replace(job, codes="", loader_workers=0), ALONE, 0, bench.device))
+    codes = stream(job, bench.device)
+    stored = ImageData(job.dataset, batch_size=job.optim.batch_size)
+    pixels = stream(job, bench.device, stored)
+    still = next(stream(job, bench.device, stored))
 
     def encoded(batch: Batch) -> Batch:
         codes_BL = tokenizer.encode(to_float(batch.inputs))
@@ -335,9 +341,9 @@ def step_parts(bench: Bench) -> dict[str, Any]:
     command.say("parts of the tokenizer's step")
     job = bench.job("tokenizer", loader_workers=0)
     training = Training(job, bench.device)
-    period = job.settings["loss"]["restart_every"] or 1
-    stream = batches(job, ALONE, 0, bench.device)
-    training.step(next(stream))  # the first call pays for what is set up once
+    period = job.settings.loss.restart_every or 1
+    taken = stream(job, bench.device)
+    training.step(next(taken))  # the first call pays for what is set up once
     training.done = 0
     parts = Parts(bench.device)
     tokenizer = training.task.module.tokenizer
@@ -352,7 +358,7 @@ def step_parts(bench: Bench) -> dict[str, Any]:
     ):
         for _ in range(period):
             with parts.timed("data"):
-                batch = next(stream)
+                batch = next(taken)
             training.step(batch, parts)
     found = dict(parts.seconds)
     found["losses"] = found.pop("forward")

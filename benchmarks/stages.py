@@ -23,8 +23,8 @@ from srdd.json_files import read_json
 from srdd.rng import hash_counters
 from srdd.train.config import OptimConfig
 from srdd.train.ema import finished_weights
-from srdd.train.flops import image_flops
-from srdd.train.loop import Batch, Task, fit
+from srdd.train.loop import Log, checkpoint_hook, fit
+from srdd.train.task import Batch, Task
 from srdd.unpickle import unpickle
 
 _ORDER, _FLIP = 0x08DE9, 0xF11B  # streams of random numbers
@@ -220,14 +220,16 @@ class Stage:
             clock["began"] += time.perf_counter() - began
 
         fit(
-            task, optim, stream, resume=dict(state) or None, log_every=self.log_every,
-            on_log=on_log, checkpoint_every=self.checkpoint_every, on_checkpoint=on_checkpoint,
-            validate_every=self.validate_every, validate=timed_validate,
+            task, optim, stream, resume=dict(state) or None,
+            log=Log(
+                write=on_log, every=self.log_every, validate=timed_validate,
+                validate_every=self.validate_every,
+            ),
+            hooks=[checkpoint_hook(self.checkpoint_every, on_checkpoint)],
         )  # fmt: skip
         task.module.load_state_dict(finished_weights(state))
         task.module.eval()
         if not rates:
             return {}
         rate = sorted(rates)[len(rates) // 2]
-        flops = image_flops(task, optim.steps - 1)
-        return {"images_per_s": rate, **({"tflops": rate * flops / 1e12} if flops else {})}
+        return {"images_per_s": rate, "tflops": rate * task.flops(optim.steps - 1) / 1e12}

@@ -56,8 +56,8 @@ from srdd.train.var.held_out import (
     transformer_nll,
     unigram_entropy,
 )
-from srdd.train.var.tokenizer import TokenizerTask
-from srdd.train.var.transformer import TransformerTask
+from srdd.train.var.tokenizer_task import TokenizerTask
+from srdd.train.var.transformer_task import TransformerTask
 from srdd.validation import to_dict
 from srdd.var.config import SamplerConfig
 from srdd.var.pipeline import Pipeline, load_tokenizer, save_pipeline, save_tokenizer

@@ -30,7 +30,8 @@ from benchmarks.sizes import SIZES, Size
 from benchmarks.weights import random_images, random_pipeline, with_mask
 from srdd import Pipeline
 from srdd.train.config import TransformerLossConfig
-from srdd.train.loop import Batch, clear_gradients
+from srdd.train.loop import clear_gradients
+from srdd.train.task import Batch
 from srdd.train.var.transformer import TransformerLoss
 from srdd.var.masks import Mask
 from srdd.var.official.names import from_var

@@ -1,16 +1,23 @@
 """Training the small classifier on the data's train split."""
 
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from srdd.checkpoint import save_model
 from srdd.images import to_float
 from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.rng import hash_counters
 from srdd.train.config import OptimConfig
-from srdd.train.loop import Batch, Stateless
+from srdd.train.task import Batch, HeldOut, Task, random_images
 
 _SHIFT = 0x51F7  # a stream of random numbers
+BATCH = 128  # images validated at once
 
 
 class ClassifierLoss(nn.Module):
@@ -40,7 +47,7 @@ class ClassifierLoss(nn.Module):
         return loss, {"loss": loss, "accuracy": accuracy}
 
 
-class ClassifierTask(Stateless):
+class ClassifierTask(Task):
     """The classifier's training."""
 
     def __init__(self, config: ClassifierConfig, optim: OptimConfig) -> None:
@@ -48,3 +55,35 @@ class ClassifierTask(Stateless):
             torch.manual_seed(optim.seed)
             self.classifier = Classifier(config)
         self.module = ClassifierLoss(self.classifier, optim.seed)
+
+    def flops(self, step: int) -> int:
+        """Of one image's update, the same at every step."""
+        return classifier_flops(self.classifier.config)
+
+    def random_batch(self, num: int, global_size: int) -> Batch:
+        """Random images."""
+        return random_images(num, self.classifier.config.resolution, global_size)
+
+    def validate(self, held_out: HeldOut) -> dict[str, float]:
+        """N and accuracy."""
+        images, labels = held_out.inputs, held_out.labels_n
+        hits = [
+            (self.classifier(to_float(x).to(self.device))[1].argmax(1).cpu() == y).double()
+            for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True)
+        ]
+        return {"n": len(images), "accuracy": float(torch.cat(hits).mean())}
+
+    def export(self, directory: Path, class_names: Sequence[str]) -> None:
+        """Write the classifier's model directory."""
+        state = self.classifier.state_dict()
+        save_model(directory, "classifier", self.classifier.config, state)
+
+
+@cache
+def classifier_flops(config: ClassifierConfig) -> int:
+    """One image's update of the classifier, counted by torch on the meta device."""
+    shape = (1, 3, config.resolution, config.resolution)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        _, logits = Classifier(config)(torch.empty(shape))
+        logits.mean().backward()
+    return int(counter.get_total_flops())

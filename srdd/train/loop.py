@@ -6,10 +6,11 @@ resuming is exact.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,99 +18,8 @@ from torch import Tensor, nn
 from srdd.train.config import OptimConfig
 from srdd.train.ema import Ema
 from srdd.train.optim import build_optimizer, lr_at, set_rates
-
-
-class Batch(NamedTuple):
-    """One worker's share of a global batch."""
-
-    inputs: Tensor  # images uint8 [b, 3, R, R], or codes int64 [b, L]
-    labels_b: Tensor  # int64
-    index_b: Tensor  # int64, the samples' numbers in the data set: keys of random choices
-    global_size: int  # samples of all workers
-
-
-class Reduce(Protocol):
-    """What several workers must agree on; one worker agrees with itself.
-
-    Every worker calls each method. As they stand here, every worker has all weights whole.
-    """
-
-    rank: int
-    world: int
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The elementwise sum over workers; the tensor itself where there is one worker."""
-        ...
-
-    def whole(self, tensor: Tensor) -> Tensor:
-        """A tensor of which each worker has a part, as one."""
-        return tensor
-
-    def part(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """This worker's part of a whole tensor, laid out as ``like`` is."""
-        return tensor
-
-    def gather(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A nested state with whole tensors; the first worker alone needs to have it."""
-        return state
-
-
-@dataclass(slots=True)
-class Alone(Reduce):
-    """One worker."""
-
-    rank: int = 0
-    world: int = 1
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
-        return tensor
-
-
-ALONE = Alone()
-
-
-class Task(Protocol):
-    """What is trained. ``module(batch, step)`` gives the loss and metrics of a batch's share."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The model with its loss."""
-        ...
-
-    def after_step(self, batch: Batch, step: int, reduce: Reduce) -> None:
-        """Upkeep after an update, the same on every worker."""
-        ...
-
-    def metrics(self, reduce: Reduce) -> dict[str, float]:
-        """More to log, over all workers."""
-        ...
-
-    def state_dict(self, reduce: Reduce) -> dict[str, Any]:
-        """State beyond module and optimizer, the same on every worker; it may be nested."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any], reduce: Reduce) -> None:
-        """Undo :meth:`state_dict`, with any number of workers."""
-        ...
-
-
-class Stateless:
-    """A task whose module is all its state, with no upkeep."""
-
-    def after_step(self, batch: Batch, step: int, reduce: Reduce) -> None:
-        """Nothing to keep up."""
-
-    def metrics(self, reduce: Reduce) -> dict[str, float]:
-        """Nothing beyond the loss."""
-        return {}
-
-    def state_dict(self, reduce: Reduce) -> dict[str, Any]:
-        """Nothing beyond the module."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], reduce: Reduce) -> None:
-        """Nothing to load."""
+from srdd.train.task import Batch, Trainable
+from srdd.train.workers import ALONE, Reduce
 
 
 def clear_gradients(weights: Iterable[nn.Parameter]) -> None:
@@ -125,7 +35,7 @@ def clear_gradients(weights: Iterable[nn.Parameter]) -> None:
 
 
 def save_state(
-    task: Task, optimizer: torch.optim.Optimizer, ema: Ema, step: int, reduce: Reduce
+    task: Trainable, optimizer: torch.optim.Optimizer, ema: Ema, step: int, reduce: Reduce
 ) -> dict[str, Any]:
     """All that resuming needs after ``step`` updates, whatever the number of workers.
 
@@ -140,7 +50,11 @@ def save_state(
 
 
 def load_state(
-    task: Task, optimizer: torch.optim.Optimizer, ema: Ema, state: dict[str, Any], reduce: Reduce
+    task: Trainable,
+    optimizer: torch.optim.Optimizer,
+    ema: Ema,
+    state: dict[str, Any],
+    reduce: Reduce,
 ) -> int:
     """Undo :func:`save_state`; returns the number of updates done."""
 
@@ -162,23 +76,75 @@ def load_state(
     return int(state["step"])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Log:
+    """What becomes of the metrics of updates.
+
+    ``write`` gets the number of updates done and the metrics: means over all workers, and what
+    ``validate`` returned as ``val_<name>``. Every worker calls both. ``validate`` sees the weights
+    that the finished model would have, and is not called after the last update.
+    """
+
+    write: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
+    every: int = 10  # updates between calls of ``write``; after the last one always
+    validate: Callable[[], dict[str, float]] = dict
+    validate_every: int = 0  # updates between calls of ``validate``, which are logged; 0: never
+
+    def validates(self, step: int, last: int) -> bool:
+        """Whether ``validate`` is called after ``step`` of ``last`` updates."""
+        return _divides(self.validate_every, step) and step < last
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether ``write`` is called after ``step`` of ``last`` updates."""
+        return _divides(self.every, step) or step == last or self.validates(step, last)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hook:
+    """What every worker does after some of the updates.
+
+    ``run`` gets the number of updates done and a function that returns the state of
+    :func:`save_state`. All workers must call that function, or none.
+    """
+
+    run: Callable[[int, Callable[[], dict[str, Any]]], None]
+    every: int  # updates between calls; 0: never
+    at_end: bool = False  # after the last update always, instead of never
+    after_faults: bool = False  # after an update that was left out too
+    with_average: bool = False  # the module has the weights that the finished model would have
+
+    def due(self, step: int, last: int, *, finite: bool) -> bool:
+        """Whether it runs after ``step`` of ``last`` updates."""
+        if step == last:
+            return self.at_end
+        return _divides(self.every, step) and (finite or self.after_faults)
+
+
+def checkpoint_hook(every: int, save: Callable[[int, dict[str, Any]], None]) -> Hook:
+    """A hook that calls ``save`` with the updates done and the state; after the last one always.
+
+    Every worker calls ``save``; the first one has the whole state.
+    """
+    return Hook(run=lambda step, state: save(step, state()), every=every, at_end=True)
+
+
+def _divides(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+NO_LOG = Log()
+
+
 def fit(
-    task: Task,
+    task: Trainable,
     config: OptimConfig,
     batches: Callable[[int], Iterator[Batch]],
     *,
     extend_to: int = 0,
     resume: dict[str, Any] | None = None,
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     reduce: Reduce = ALONE,
-    log_every: int = 10,
-    on_log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    checkpoint_every: int = 0,
-    on_checkpoint: Callable[[int, dict[str, Any]], None] = lambda step, state: None,
-    validate_every: int = 0,
-    validate: Callable[[], dict[str, float]] = dict,
-    grid_every: int = 0,
-    on_grid: Callable[[int], None] = lambda step: None,
+    log: Log = NO_LOG,
+    hooks: Sequence[Hook] = (),
 ) -> Ema:
     """Train ``task`` for ``config.steps`` updates.
 
@@ -190,21 +156,9 @@ def fit(
         batches: from the step to begin at, this worker's batches from there on.
         extend_to: go on to this many updates, at the schedule's last rates.
         resume: a state of :func:`save_state`, which is used up.
-        wrap: makes the module's forward and backward distributed, and may lay out its weights
-            over the workers, in place. What it returns may have a context ``no_sync``, inside
-            which workers' gradients do not meet.
         reduce: the other workers.
-        log_every: updates between calls of ``on_log``, which gets means over all workers.
-        on_log: called with the number of updates done and the metrics.
-        checkpoint_every: updates between calls of ``on_checkpoint``; the last one always.
-        on_checkpoint: called on every worker with the updates done and the state, which is
-            complete on the first.
-        validate_every: updates between calls of ``validate``; 0 never.
-        validate: called on every worker, with the weights that the finished model would have;
-            what it returns is logged as ``val_<name>``.
-        grid_every: updates between calls of ``on_grid``; 0 never.
-        on_grid: called on every worker with the updates done, while the module has the weights
-            that the finished model would have; not after the last update.
+        log: gets the metrics, before the task's upkeep.
+        hooks: run in their order, after the upkeep.
 
     Returns:
         The weights' moving average, which the finished model takes.
@@ -212,7 +166,7 @@ def fit(
     Raises:
         FloatingPointError: the loss is no longer finite; the step and the worst scale are named.
     """
-    module = wrap(task.module)  # first: it may leave each worker a part of the weights
+    module = reduce.wrap(task.module)  # first: it may leave each worker a part of the weights
     optimizer = build_optimizer(task.module, config)
     ema = Ema(task.module, config.ema)
     step, faults, last = 0, 0, max(config.steps, extend_to)
@@ -224,11 +178,7 @@ def fit(
     while step < last:
         batch = next(stream)
         set_rates(optimizer, config, step)
-        clear_gradients(weights)
-        parts = _backward(module, batch, step, config, reduce)
-        grads = [weight.grad for weight in weights if weight.grad is not None]
-        norm = reduce.whole(nn.utils.get_total_norm(grads))
-        nn.utils.clip_grads_with_norm_(weights, config.clip or math.inf, norm)
+        parts, norm = _gradients(module, weights, batch, step, config, reduce)
         finite = bool(torch.isfinite(norm))  # the norm is global: all workers agree
         faults = 0 if finite else faults + 1
         if faults >= config.nonfinite_steps:
@@ -237,21 +187,20 @@ def fit(
         if finite:
             optimizer.step()
             ema.update()
-            validated = validate_every > 0 and step % validate_every == 0 and step < last
-            if step % log_every == 0 or step == last or validated:
-                logged = {**_means(parts, reduce), **task.metrics(reduce)}
-                if validated:
+            if log.due(step, last):
+                metrics = {**_means(parts, reduce), **task.metrics(reduce)}
+                if log.validates(step, last):
                     with ema.applied():
-                        logged |= {f"val_{name}": value for name, value in validate().items()}
-                on_log(step, {**logged, "lr": lr_at(config, step - 1), "grad_norm": float(norm)})
+                        metrics |= {f"val_{name}": v for name, v in log.validate().items()}
+                rates = {"lr": lr_at(config, step - 1), "grad_norm": float(norm)}
+                log.write(step, {**metrics, **rates})
             with ema.following():
                 task.after_step(batch, step - 1, reduce)
-        if grid_every > 0 and step % grid_every == 0 and step < last:
-            with ema.applied():
-                on_grid(step)
-        due = checkpoint_every > 0 and step % checkpoint_every == 0 and finite
-        if step == last or due:
-            on_checkpoint(step, save_state(task, optimizer, ema, step, reduce))
+        state = partial(save_state, task, optimizer, ema, step, reduce)
+        for hook in hooks:
+            if hook.due(step, last, finite=finite):
+                with ema.applied() if hook.with_average else nullcontext():
+                    hook.run(step, state)
     return ema
 
 
@@ -262,6 +211,23 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
         batch.index_b.tensor_split(parts), strict=True,
     )  # fmt: skip
     return [Batch(*chunk, batch.global_size) for chunk in chunks]
+
+
+def _gradients(
+    module: nn.Module,
+    weights: Sequence[nn.Parameter],
+    batch: Batch,
+    step: int,
+    config: OptimConfig,
+    reduce: Reduce,
+) -> tuple[list[tuple[float, dict[str, Tensor]]], Tensor]:
+    """The gradients of an update, clipped: what :func:`_backward` returns, and their norm."""
+    clear_gradients(weights)
+    parts = _backward(module, batch, step, config, reduce)
+    grads = [weight.grad for weight in weights if weight.grad is not None]
+    norm = reduce.whole(nn.utils.get_total_norm(grads))
+    nn.utils.clip_grads_with_norm_(weights, config.clip or math.inf, norm)
+    return parts, norm
 
 
 def _backward(

@@ -10,15 +10,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from srdd.train.config import OptimConfig
-from srdd.train.loop import Batch, Task, split_batch
-from srdd.train.var.tokenizer import TokenizerTask
-from srdd.train.var.transformer import TransformerTask
+from srdd.train.loop import split_batch
+from srdd.train.task import Batch, Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,19 +67,6 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-def helpers(task: Task) -> dict[str, tuple[nn.Module, bool]]:
-    """The modules that a loss has beside what it trains, and whether they train on their own."""
-    found: dict[str, tuple[nn.Module, bool]] = {}
-    if isinstance(task, TokenizerTask):
-        if task.module.lpips is not None:
-            found["lpips"] = (task.module.lpips, False)
-        if task.module.adversary is not None:
-            found["discriminator"] = (task.module.adversary.discriminator, True)
-    if isinstance(task, TransformerTask) and task.module.teacher is not None:
-        found["teacher"] = (task.module.teacher, False)
-    return found
-
-
 def count_memory(task: Task, batch: Batch, optim: OptimConfig, step: int) -> Memory:
     """The memory of one worker's update.
 
@@ -115,7 +101,7 @@ def count_memory(task: Task, batch: Batch, optim: OptimConfig, step: int) -> Mem
         average=own if optim.ema > 0 else 0,
         helpers=sum(
             parameter.nbytes * (4 if trains else 1)
-            for module, trains in helpers(task).values()
+            for module, trains in task.helpers().values()
             for parameter in module.parameters()
         ),
         activations=live.peak - held,

@@ -104,7 +104,7 @@ def main() -> None:
         model=root / "model", data=evaluation.data, out=root / "distillation", stages=((1, 4),),
         steps=1, options=TransformerOptions(batch_size=30), evaluation=evaluation,
     )  # fmt: skip
-    distill(job, digits(), None, console)
+    distill(job, digits(), None)
     archive = Path(__file__).with_name("fid1.tar.xz")
     with (
         lzma.open(archive, "wb", preset=9 | lzma.PRESET_EXTREME) as packed,

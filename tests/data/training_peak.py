@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from srdd.presets import cifar10
-from srdd.train.loop import Batch, fit
-from srdd.train.var.tokenizer import TokenizerTask
+from srdd.train.loop import fit
+from srdd.train.task import Batch
+from srdd.train.var.tokenizer_task import TokenizerTask
 
 torch.set_num_threads(1)
 preset = cifar10()

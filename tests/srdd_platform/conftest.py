@@ -21,7 +21,8 @@ from srdd.load import load_pipeline
 from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig
-from srdd.train.loop import Batch, fit
+from srdd.train.loop import fit
+from srdd.train.task import Batch
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.init import init_weights
 from srdd.var.masks import Mask

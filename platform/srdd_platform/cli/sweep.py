@@ -21,10 +21,11 @@ def sweep_main(
     def action() -> None:
         args = parse_command(SweepArgs, description=doc)
         check_settings()  # before Ray is imported
+        from srdd_platform.cli.progress import bars
         from srdd_platform.sweep.run import run_sweep
 
         terminal = Terminal()
         with log_to(terminal):
-            run_sweep(name, space, grid, args, terminal)
+            run_sweep(name, space, grid, args, terminal, display=bars(terminal))
 
     guarded(action)

@@ -30,6 +30,7 @@ class TrainOptions:
         """Train one model under Ray."""
         from srdd.compiling import check_machine
         from srdd.presets import get_preset
+        from srdd_platform.cli.progress import bars
         from srdd_platform.core.ray_session import session
         from srdd_platform.core.runs import check_place
         from srdd_platform.data.codes import encode
@@ -42,28 +43,29 @@ class TrainOptions:
         if self.dry_run:
             from srdd_platform.train.dry_run import dry_run
 
-            dry_run(job, console)
+            console.print(dry_run(job), soft_wrap=True)
             return
         if is_finished(self.out) and not extends(job):
-            train([job], None, console)  # refuses other settings
+            train([job], None)  # refuses other settings
             console.print(f"{self.out} is finished: {self.out / 'model'}", soft_wrap=True)
             return
         check_place(self.out)
         if self.address is None:  # the nodes of a cluster are looked at by its workers
-            check_machine(job.device, compiled=job.settings["optim"]["compile"])
+            check_machine(job.runtime.device, compiled=job.optim.compile)
         with session(self.address) as cluster:
             if cluster.dashboard:
                 console.print(cluster.dashboard, soft_wrap=True)
             if isinstance(self.training, TransformerOptions):
-                if self.training.codes is None and Path(job.codes).is_relative_to(job.run):
-                    console.print(f"Codes are kept in {job.codes}: nothing could be written beside "
+                codes = Path(job.inputs.codes)
+                if self.training.codes is None and codes.is_relative_to(job.run):
+                    console.print(f"Codes are kept in {codes}: nothing could be written beside "
                                   "the tokenizer", soft_wrap=True)  # fmt: skip
                 encode(
                     self.data, more["tokenizer"], views=self.training.views,
                     flip=self.training.flip, reading=self.training, device=self.training.device,
-                    out=Path(job.codes),
+                    out=codes,
                 )  # fmt: skip
-            train([job], cluster, console)
+            train([job], cluster, bars(console))
         _print_validation(self.out, console)
 
 
@@ -125,6 +127,7 @@ class TrainDistill(TrainOptions):
     def run(self, console: Console) -> None:
         """Train the stages, and print the table."""
         from srdd.presets import get_preset
+        from srdd_platform.cli.progress import bars
         from srdd_platform.core.location import parse_location
         from srdd_platform.distill.run import (
             Distillation,
@@ -133,6 +136,7 @@ class TrainDistill(TrainOptions):
             parse_stages,
             stage_steps,
         )
+        from srdd_platform.distill.table import plain_text
         from srdd_platform.evaluation.protocol import EvaluationConfig
 
         preset = get_preset(self.preset)
@@ -147,9 +151,13 @@ class TrainDistill(TrainOptions):
             steps=steps, options=self.training, evaluation=evaluation, cfg=self.cfg,
         )  # fmt: skip
         if self.dry_run:
-            dry_run_stages(job, preset, console)
-        else:
-            distill(job, preset, self.address, console)
+            for stage in dry_run_stages(job, preset):
+                console.print(stage, soft_wrap=True)
+            return
+        done = "is finished" if (self.out / "model").is_dir() else "done"
+        table = distill(job, preset, self.address, bars(console))
+        console.print(plain_text(table["rows"], table["note"]), soft_wrap=True)
+        console.print(f"{self.out} {done}: {self.out / 'model'}", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""``srdd train distill``: a trained model over fewer scales, stage by stage (DESIGN: algorithm 6).
+"""``srdd train distill``: a trained model over fewer scales, stage by stage.
 
 ::
 
@@ -13,15 +13,14 @@ Each stage's training is an ordinary one, so all that holds there holds here: th
 on in the stage where it stopped, at its last checkpoint.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-from rich.console import Console
 
 from srdd.compiling import check_machine
 from srdd.errors import UserError
@@ -40,7 +39,6 @@ from srdd_platform.data.codes import encode
 from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.store import open_store
 from srdd_platform.distill.table import (
-    print_table,
     row_keys,
     run_rows,
     table_specs,
@@ -60,6 +58,7 @@ from srdd_platform.train.extend import is_finished
 from srdd_platform.train.job import Job, make_job
 from srdd_platform.train.launcher import train
 from srdd_platform.train.options import TransformerOptions
+from srdd_platform.train.progress import Display, no_display
 
 STAGE_SHARE = 0.1  # of the preset's steps: the paper does not say; a tenth is our choice
 _OWN = {
@@ -69,6 +68,8 @@ _OWN = {
     "unconditional": "--unconditional: classes are the model's",
     "depth": "--depth: sizes are the model's",
 }  # options of a transformer's training that a stage settles itself
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,14 +122,19 @@ def stage_steps(preset: Preset) -> int:
     return max(1, round(STAGE_SHARE * preset.transformer_optim.steps))
 
 
-def distill(job: Distillation, preset: Preset, address: str | None, console: Console) -> None:
-    """Train all stages, write the last one's pipeline, and print the table.
+def distill(
+    job: Distillation, preset: Preset, address: str | None, display: Display = no_display
+) -> dict[str, Any]:
+    """Train all stages, write the last one's pipeline, and compare the stages with their parent.
 
     Args:
         job: what to do.
         preset: whose transformer's recipe is taken; the model's sizes are the parent's.
         address: a Ray cluster, as :func:`session` takes it.
-        console: where progress shows.
+        display: shows how far the trainings are.
+
+    Returns:
+        The table, as ``stages.json`` holds it.
 
     Raises:
         UserError: model, data, stages and options do not fit together, or as :func:`train`.
@@ -144,19 +150,25 @@ def distill(job: Distillation, preset: Preset, address: str | None, console: Con
         check_machine(job.options.device, compiled=optim.compile)
     with ExitStack() as stack:
         stack.enter_context(open_run(job.out, "train distill", *_configuration(job, sized)))
-        connect = cache(lambda: _connect(stack, address, console))
-        for number, sides in enumerate(job.stages, 1):
-            console.print(f"Stage {number} of {len(job.stages)}: {','.join(map(str, sides))}")
-            stage = _train_stage(job, sized, number, connect, console)
+        connect = cache(lambda: _connect(stack, address))
+        for number in range(1, len(job.stages) + 1):
+            logger.info(_heading(job, number))
+            stage = _train_stage(job, sized, number, connect, display)
         if not finished:
             _write_model(job, parent)
-        _judge(job, parent, stage, connect, console)
-    done = "is finished" if finished else "done"
-    console.print(f"{job.out} {done}: {job.out / 'model'}", soft_wrap=True)
+        return _measured(job, parent, stage, connect)
 
 
-def dry_run_stages(job: Distillation, preset: Preset, console: Console) -> None:
-    """Print what each stage's training would do, begun with the parent's weights; write nothing.
+def _heading(job: Distillation, number: int) -> str:
+    sides = ",".join(map(str, job.stages[number - 1]))
+    return f"Stage {number} of {len(job.stages)}: {sides}"
+
+
+def dry_run_stages(job: Distillation, preset: Preset) -> Iterator[str]:
+    """What each stage's training would do, begun with the parent's weights; it writes nothing.
+
+    Yields:
+        The lines of one stage.
 
     Raises:
         UserError: as :func:`distill`.
@@ -165,8 +177,8 @@ def dry_run_stages(job: Distillation, preset: Preset, console: Console) -> None:
     for number, sides in enumerate(job.stages, 1):
         with TemporaryDirectory() as directory:
             save_tokenizer(prune_tokenizer(parent.tokenizer, sides), Path(directory))
-            console.print(f"Stage {number} of {len(job.stages)}: {','.join(map(str, sides))}")
-            dry_run(_stage_job(job, sized, number, Path(directory), job.model), console)
+            stage = _stage_job(job, sized, number, Path(directory), job.model)
+            yield f"{_heading(job, number)}\n{dry_run(stage)}"
 
 
 def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline, Preset]:
@@ -217,11 +229,11 @@ def _configuration(job: Distillation, preset: Preset) -> tuple[dict[str, Any], d
     return settings, runtime
 
 
-def _connect(stack: ExitStack, address: str | None, console: Console) -> Session:
+def _connect(stack: ExitStack, address: str | None) -> Session:
     """Ray, started or joined when a stage first needs it."""
     cluster = stack.enter_context(session(address))
     if cluster.dashboard:
-        console.print(cluster.dashboard, soft_wrap=True)
+        logger.info(cluster.dashboard)
     return cluster
 
 
@@ -235,10 +247,8 @@ def _stage_job(
         unconditional=preset.transformer.unconditional,
         checkpoints=str(parse_location(afar) / f"stage_{number}") if afar else None,
     )  # fmt: skip
-    return make_job(
-        "transformer", preset, job.data, job.run(number), options, tokenizer=tokenizer,
-        mask=preset.transformer.mask,
-    )  # fmt: skip
+    run = job.run(number)
+    return make_job("transformer", preset, job.data, run, options, tokenizer=tokenizer)
 
 
 def _train_stage(
@@ -246,7 +256,7 @@ def _train_stage(
     preset: Preset,
     number: int,
     connect: Callable[[], Session],
-    console: Console,
+    display: Display,
 ) -> Job:
     """Train one stage; a finished one is compared with its settings and left alone."""
     tokenizer, options = job.tokenizer(number), job.options
@@ -257,14 +267,14 @@ def _train_stage(
     source = job.run(number - 1) if number > 1 else job.model
     training = _stage_job(job, preset, number, tokenizer, source)
     if is_finished(job.run(number)):
-        train([training], None, console)
+        train([training], None)
         return training
     cluster = connect()
     encode(
         job.data, tokenizer, views=options.views, flip=options.flip, reading=options,
-        device=options.device, out=Path(training.codes),
+        device=options.device, out=Path(training.inputs.codes),
     )  # fmt: skip
-    train([training], cluster, console)
+    train([training], cluster, display)
     return training
 
 
@@ -277,14 +287,10 @@ def _write_model(job: Distillation, parent: Pipeline) -> None:
         save_pipeline(pipeline, directory)
 
 
-def _judge(
-    job: Distillation,
-    parent: Pipeline,
-    stage: Job,
-    connect: Callable[[], Session],
-    console: Console,
-) -> None:
-    """Measure what is not measured yet, and print the table; any stage's job reads the data."""
+def _measured(
+    job: Distillation, parent: Pipeline, stage: Job, connect: Callable[[], Session]
+) -> dict[str, Any]:
+    """The table, with what is not measured yet; any stage's job reads the data."""
     config = _sampler(job, parent)
     runs = [job.run(number) for number in range(1, len(job.stages) + 1)]
     specs = table_specs(job.model, job.stages, runs, job.steps)
@@ -293,7 +299,6 @@ def _judge(
     if wanted:
         gpus = 1 if job.evaluation.device == "cuda" else 0
         connect().require(cpus=job.options.threads, gpus=gpus)
-        console.print(f"Measuring {len(wanted)} models")
+        logger.info("Measuring %d models", len(wanted))
         run_rows(job.out, wanted, config, job.evaluation, stage)
-    table = write_table(job.out, keys, config, job.evaluation)
-    print_table(table["rows"], table["note"], console)
+    return write_table(job.out, keys, config, job.evaluation)

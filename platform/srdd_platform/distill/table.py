@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import torch
 from torch import Tensor
 
 from srdd.load import load_var
@@ -39,8 +39,8 @@ from srdd_platform.evaluation.protocol import (
 )
 from srdd_platform.evaluation.rows import row_path
 from srdd_platform.evaluation.runner import Make, run_missing
+from srdd_platform.train.data import ImageData
 from srdd_platform.train.job import Job
-from srdd_platform.train.validation import held_out_images
 
 READ_ME = (
     "Steps count from the parent on; 0 is pruning alone. NLL in nats and PSNR on held-out images. "
@@ -109,7 +109,7 @@ def row_keys(
     """The name of each row: a hash of all that decides it; ``job`` reads the data."""
     shared = {
         **asdict(evaluation),
-        "data": [job.store().manifest.fingerprint, job.settings.get("skipped")],
+        "data": [job.store().manifest.fingerprint, dict(job.settings.skipped) or None],
         "weights": evaluation.weights and extractor_sha256(Path(evaluation.weights)),
     }
     keys = []
@@ -160,7 +160,8 @@ def load_maker(
         evaluation: how samples are judged.
         job: a training on the data, which says how that is read.
     """
-    images, labels = held_out_images(job)
+    unseen = ImageData(job.dataset).held_out(torch.device("cpu"))
+    images, labels = unseen.inputs, unseen.labels_n
     evaluator = _load_evaluator(evaluation, job) if evaluation.weights else None
     num = evaluation.num if evaluator else min(GRID_IMAGES, evaluation.num)
 
@@ -223,7 +224,12 @@ def run_rows(
     """Measure models in one task, so that none disturbs another's latency."""
     load = partial(load_maker, run.resolve(), config, evaluation, job)
     run_missing(
-        run, items, load, name="measure stages", device=evaluation.device, threads=job.threads
+        run,
+        items,
+        load,
+        name="measure stages",
+        device=evaluation.device,
+        threads=job.runtime.threads,
     )
 
 
@@ -270,15 +276,16 @@ def markdown(rows: Sequence[dict[str, Any]], note: str) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def print_table(rows: Sequence[dict[str, Any]], note: str, console: Console) -> None:
-    """The table on the terminal; where that is narrow its lines run on, and no number is cut."""
+def plain_text(rows: Sequence[dict[str, Any]], note: str) -> str:
+    """The table for a terminal, with its note; on a narrow one its lines run on, uncut."""
     headings = [heading for heading, _, _ in COLUMNS]
     lines = [headings, *(_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
+    text = [
+        "  ".join(
             cell.ljust(width) if heading in TEXT else cell.rjust(width)
             for heading, cell, width in zip(headings, line, widths, strict=True)
-        ]
-        console.print("  ".join(cells), soft_wrap=True)
-    console.print(note, soft_wrap=True)
+        )
+        for line in lines
+    ]
+    return "\n".join([*text, note])

@@ -22,6 +22,7 @@ from srdd_platform.train.extend import is_finished
 from srdd_platform.train.job import Job, make_job
 from srdd_platform.train.launcher import train
 from srdd_platform.train.options import Options
+from srdd_platform.train.progress import Display, no_display
 
 MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # trained with the same budget
 
@@ -37,7 +38,13 @@ class Models:
 
 
 def ready_models(
-    args: SweepArgs, preset: Preset, root: Path, out: Path, cluster: Cluster, console: Console
+    args: SweepArgs,
+    preset: Preset,
+    root: Path,
+    out: Path,
+    cluster: Cluster,
+    console: Console,
+    display: Display = no_display,
 ) -> Models:
     """The models to search: those given, or the preset's, prepared and trained where missing."""
     options = Options(device="cuda" if args.device.startswith("cuda") else "cpu")
@@ -57,7 +64,13 @@ def ready_models(
             weights = out.parent / f"{out.name}-classifier"
             sized = replace(preset, tokenizer=pipeline.tokenizer.config)
             job = make_job("classifier", sized, args.data, weights, options)
-            _train([job], "a classifier on the data, as the feature extractor", cluster, console)
+            _train(
+                [job],
+                "a classifier on the data, as the feature extractor",
+                cluster,
+                console,
+                display,
+            )
         else:
             load_extractor(args.extractor, weights)  # refuses what would fail in every trial
         return Models(args.model, (), args.data, weights)
@@ -69,7 +82,13 @@ def ready_models(
         make_job("tokenizer", preset, data, tokenizer, options),
         make_job("classifier", preset, data, classifier, options),
     ]
-    _train(first, "the tokenizer, and the classifier whose features measure FID", cluster, console)
+    _train(
+        first,
+        "the tokenizer, and the classifier whose features measure FID",
+        cluster,
+        console,
+        display,
+    )
     if not (codes_dir(data, tokenizer) / "manifest.json").exists():
         console.print("Extracting codes, once for both masks")
         cluster.connect()
@@ -78,13 +97,17 @@ def ready_models(
         make_job("transformer", preset, data, root / mask, options, tokenizer=tokenizer, mask=mask)
         for mask in MASKS
     ]
-    _train(second, "the transformers: markov (SDD) and block_causal (VAR)", cluster, console)
+    _train(
+        second, "the transformers: markov (SDD) and block_causal (VAR)", cluster, console, display
+    )
     return Models(root / "markov", (root / "block_causal",), data, classifier)
 
 
-def _train(jobs: list[Job], what: str, cluster: Cluster, console: Console) -> None:
+def _train(
+    jobs: list[Job], what: str, cluster: Cluster, console: Console, display: Display
+) -> None:
     """Train what is not finished; what is finished must have the same settings."""
     finished = all(is_finished(Path(job.run)) for job in jobs)
     if not finished:
         console.print(f"Training {what}")
-    train(jobs, None if finished else cluster.connect(), console)
+    train(jobs, None if finished else cluster.connect(), display)

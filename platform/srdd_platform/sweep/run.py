@@ -38,6 +38,7 @@ from srdd_platform.sweep.models import Models, ready_models
 from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.sweep.search import Search, run_search, trial_rows
 from srdd_platform.sweep.space import Grid, check_space, extremes, setting
+from srdd_platform.train.progress import Display, no_display
 
 CFGS = (0.0, 0.5, 1.0, 2.0)  # of the plain samplers
 EPSILONS = (1e-3, 1e-2)
@@ -51,6 +52,7 @@ def run_sweep(
     args: SweepArgs,
     console: Console,
     base: SamplerConfig | None = None,
+    display: Display = no_display,
 ) -> Path:
     """Run a sweep from whatever is there to its report; returns the sweep directory.
 
@@ -64,7 +66,7 @@ def run_sweep(
     out = args.out or (Path("runs") / args.model.name if args.model else root) / name
     check_place(out)
     with lazy_cluster(args.address, args.device, console) as cluster:
-        models = ready_models(args, preset, root, out, cluster, console)
+        models = ready_models(args, preset, root, out, cluster, console, display)
         space, grid = searchable(space, grid, load_var(models.pipeline).transformer.config)
         evaluation = EvaluationConfig(
             data=str(models.data.resolve()), extractor=args.extractor,

@@ -16,7 +16,6 @@ from srdd.unpickle import unpickle
 from srdd_platform.core.files import atomic_path, read_json, sha256_file, write_json
 from srdd_platform.core.runs import CONFIG
 from srdd_platform.core.storage import Storage, answered, open_storage
-from srdd_platform.train.job import Job
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 UPLOAD_S = 3600.0  # for one checkpoint
@@ -27,8 +26,14 @@ def name_of(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def write_checkpoint(storage: Storage, state: dict[str, Any], job: Job, world: int) -> str:
+def write_checkpoint(storage: Storage, state: dict[str, Any], config: str, world: int) -> str:
     """Write a checkpoint, whole or not at all; one that a killed run left there goes.
+
+    Args:
+        storage: where the run's checkpoints are.
+        state: with its ``step``.
+        config: the hash of the settings it belongs to.
+        world: workers that trained it.
 
     Returns:
         Its path on the storage's filesystem.
@@ -42,10 +47,10 @@ def write_checkpoint(storage: Storage, state: dict[str, Any], job: Job, world: i
     if storage.local:
         with atomic_path(Path(target), replace_directory=True) as directory:
             directory.mkdir()
-            write_state(directory, state, job, world)
+            write_state(directory, state, config, world)
         return target
     with tempfile.TemporaryDirectory() as temporary:
-        write_state(Path(temporary), state, job, world)
+        write_state(Path(temporary), state, config, world)
         what = f"cannot write the checkpoint {storage.name}/{name}"
         answered(what, lambda: _upload(Path(temporary), storage.filesystem, target), UPLOAD_S)
     return target
@@ -66,7 +71,7 @@ def _upload(directory: Path, filesystem: fs.FileSystem, target: str) -> None:
         raise
 
 
-def write_state(directory: Path, state: dict[str, Any], job: Job, world: int) -> None:
+def write_state(directory: Path, state: dict[str, Any], config: str, world: int) -> None:
     """Write a checkpoint's files into an empty directory.
 
     Raises:
@@ -76,7 +81,7 @@ def write_state(directory: Path, state: dict[str, Any], job: Job, world: int) ->
     _save(state, path)
     manifest = {
         "step": int(state["step"]),
-        "config": job.config_hash,
+        "config": config,
         "world": world,
         "files": {STATE: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}},
     }
@@ -95,15 +100,22 @@ def _save(state: dict[str, Any], path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
-def read_checkpoint(path: str, job: Job) -> dict[str, Any]:
-    """The state in a checkpoint of a job, given its path on the job's storage.
+def read_checkpoint(
+    storage: Storage, path: str, config: str, *, mapped: bool = False
+) -> dict[str, Any]:
+    """The state in a checkpoint, given its path on the storage.
+
+    Args:
+        storage: where the run's checkpoints are.
+        path: there.
+        config: the hash of the settings it must belong to.
+        mapped: its tensors are mapped from the file, so that all of a node's workers share one.
 
     Raises:
         UserError: it belongs to another configuration, is damaged, or cannot be read.
     """
-    storage = open_storage(job.run, job.checkpoints)
     if storage.local:
-        return read_state(Path(path), job)
+        return read_state(Path(path), config, mapped=mapped)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         for name in (MANIFEST, STATE):
@@ -112,7 +124,7 @@ def read_checkpoint(path: str, job: Job) -> dict[str, Any]:
                 partial(_download, storage.filesystem, f"{path}/{name}", directory / name),
                 UPLOAD_S,
             )
-        return read_state(directory, job)
+        return read_state(directory, config, mapped=mapped)
 
 
 def _download(filesystem: fs.FileSystem, source: str, target: Path) -> None:
@@ -120,27 +132,26 @@ def _download(filesystem: fs.FileSystem, source: str, target: Path) -> None:
         shutil.copyfileobj(stream, file, 16 * 2**20)
 
 
-def read_state(directory: Path, job: Job) -> dict[str, Any]:
+def read_state(directory: Path, config: str, *, mapped: bool = False) -> dict[str, Any]:
     """The state in a local checkpoint directory.
 
     Raises:
         UserError: it belongs to another configuration, or a file is not the one written.
     """
     manifest = read_json(directory / MANIFEST)
-    _refuse_foreign(manifest, job, str(directory))
+    _refuse_foreign(manifest, config, str(directory))
     for name, written in manifest.get("files", {}).items():
         path = directory / name
         if not path.is_file() or sha256_file(path) != written["sha256"]:
             raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's")
-    # With FSDP a worker reads its shard, and one mapped copy serves all of a node.
-    state: dict[str, Any] = unpickle(directory / STATE, mapped=job.parallel == "fsdp")
+    state: dict[str, Any] = unpickle(directory / STATE, mapped=mapped)
     return state
 
 
-def _refuse_foreign(manifest: Any, job: Job, name: str) -> None:
+def _refuse_foreign(manifest: Any, config: str, name: str) -> None:
     if not isinstance(manifest, dict) or "config" not in manifest:
         raise UserError(f"{name} is no checkpoint: {MANIFEST} does not say whose it is")
-    if manifest["config"] != job.config_hash:
+    if manifest["config"] != config:
         raise UserError(f"{name} is a checkpoint of another configuration")
 
 
@@ -150,31 +161,36 @@ def last_step(storage: Storage) -> int:
     return int(names[-1].removeprefix("step_")) if names else 0
 
 
-def claim_storage(job: Job) -> Storage:
-    """The storage of a job's checkpoints, found fit for use. The run directory is held.
+def claim_storage(run: str, checkpoints: str, config: str) -> Storage:
+    """The storage of a run's checkpoints, found fit for use. The run directory is held.
+
+    Args:
+        run: its directory.
+        checkpoints: where they go; "" for the run directory.
+        config: the hash of the run's settings.
 
     Raises:
         UserError: it cannot be written, it holds checkpoints of another configuration, or the
             run's own lie elsewhere.
     """
-    storage = open_storage(job.run, job.checkpoints)
+    storage = open_storage(run, checkpoints)
     storage.check()
     names = storage.registered()
     if names:
         manifest = storage.read_json(f"{names[-1]}/{MANIFEST}")
         if manifest is None:
             raise UserError(f"{storage.name} has lost the checkpoint {names[-1]} that it lists")
-        _refuse_foreign(manifest, job, storage.path(names[-1]))
-    config = read_json(Path(job.run) / CONFIG)
-    before = config.get("checkpoints", job.checkpoints)
-    if before != job.checkpoints and not names:
-        old = open_storage(job.run, before)
+        _refuse_foreign(manifest, config, storage.path(names[-1]))
+    recorded = read_json(Path(run) / CONFIG)
+    before = recorded.get("checkpoints", checkpoints)
+    if before != checkpoints and not names:
+        old = open_storage(run, before)
         if old.registered():
             raise UserError(
-                f"{job.run} keeps its checkpoints in {old.name}, and {storage.name} has none: give "
+                f"{run} keeps its checkpoints in {old.name}, and {storage.name} has none: give "
                 "the old place, or copy them to the new one"
             )
-    if config.get("checkpoints") != job.checkpoints:
-        write_json(Path(job.run) / CONFIG, {**config, "checkpoints": job.checkpoints})
+    if recorded.get("checkpoints") != checkpoints:
+        write_json(Path(run) / CONFIG, {**recorded, "checkpoints": checkpoints})
     storage.prune()
     return storage

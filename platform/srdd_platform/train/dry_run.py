@@ -5,12 +5,8 @@ from dataclasses import fields
 from datetime import timedelta
 
 import torch
-from rich.console import Console
 
-from srdd.train.config import OptimConfig
-from srdd.train.flops import image_flops
 from srdd.train.memory import Memory
-from srdd.validation import from_dict
 from srdd_platform.train.device_flops import Peak, device_peak
 from srdd_platform.train.estimate import (
     UPDATES,
@@ -23,31 +19,31 @@ from srdd_platform.train.estimate import (
 from srdd_platform.train.job import Job
 from srdd_platform.train.memory_advice import SPARE, advice_to_fit, fits
 from srdd_platform.train.out_of_memory import images_at_once
-from srdd_platform.train.tasks import blank_task
 
 SECONDS = 30.0  # that the measured updates may take, by the guess that they reach FAIR of the peak
 FAIR = 0.2
 
 
-def dry_run(job: Job, console: Console) -> None:
-    """Print what a training would do. Neither its run directory nor Ray is touched."""
-    config = {"kind": job.kind, "settings": job.settings, "runtime": job.runtime}
+def dry_run(job: Job) -> str:
+    """What a training would do, in lines. Neither its run directory nor Ray is touched."""
+    settings, runtime = job.config
+    config = {"kind": job.kind.name, "settings": settings, "runtime": runtime}
     text = [json.dumps(config, indent=1), *_data(job), *_parameters(job)]
     memory = worker_memory(job)
     text += [*_memory(job, memory), *_time(job, memory), f"Nothing was written to {job.run}."]
-    console.print("\n".join(text), soft_wrap=True)
+    return "\n".join(text)
 
 
 def _data(job: Job) -> list[str]:
     num = job.store().manifest.splits["train"].num
-    num -= sum(job.settings.get("skipped", {}).get("train", {}).values())
-    size = int(job.settings["optim"]["batch_size"])
+    num -= sum(job.settings.skipped.get("train", {}).values())
+    size = job.optim.batch_size
     epochs = job.steps * size / num
     return [f"Data: {num:,} images; {job.steps:,} updates of {size} are {epochs:.3g} epochs"]
 
 
 def _parameters(job: Job) -> list[str]:
-    counts = parameter_counts(blank_task(job))
+    counts = parameter_counts(job.blank_task())
     trained, frozen = (sum(count[i] for count in counts.values()) for i in (0, 1))
     rows = [*counts.items(), ("in all", (trained, frozen))]
     lines = [f"  {name:<18}{own:>15,}{fixed:>15,}" for name, (own, fixed) in rows]
@@ -55,14 +51,14 @@ def _parameters(job: Job) -> list[str]:
 
 
 def _memory(job: Job, memory: Memory) -> list[str]:
-    at_once = f"{images_at_once(job, job.fewest)} images at once"
+    at_once = f"{images_at_once(job, job.runtime.fewest)} images at once"
     parts = {field.name: getattr(memory, field.name) for field in fields(memory)}
     lines = [
         f"Memory of each worker, counted, with {at_once}: {_size(memory.total)}",
         *(f"  {name:<18}{_size(value):>15}" for name, value in parts.items() if value),
         "  On top come the libraries, and the kernels' own buffers.",
     ]
-    free = free_memory(torch.device(job.device))
+    free = free_memory(torch.device(job.runtime.device))
     if free is not None and not fits(memory, free):
         lines.append(
             f"  Free here: {_size(free)}, and {SPARE:g} times the count should be: "
@@ -72,18 +68,16 @@ def _memory(job: Job, memory: Memory) -> list[str]:
 
 
 def _time(job: Job, memory: Memory) -> list[str]:
-    device = torch.device(job.device)
-    size = int(job.settings["optim"]["batch_size"])
-    flops = image_flops(blank_task(job), job.steps)
-    assert flops is not None, "every kind of job has its count"
+    device = torch.device(job.runtime.device)
+    size = job.optim.batch_size
+    flops = job.blank_task().flops(job.steps)
     lines = [f"Time: {flops / 1e9:.4g} GFLOPs an image, {flops * size / 1e12:.4g} TFLOPs an update"]
     if device.type == "cuda" and not torch.cuda.is_available():
         return [*lines, "  No estimate: torch finds no CUDA device here."]
-    torch.set_num_threads(job.threads)
-    optim = from_dict(OptimConfig, job.settings["optim"], "optim")
-    peak = device_peak(device, optim.precision)
+    torch.set_num_threads(job.runtime.threads)
+    peak = device_peak(device, job.optim.precision)
     if peak is not None:
-        least = job.steps * size * flops / (peak.flops * job.workers)
+        least = job.steps * size * flops / (peak.flops * job.runtime.workers)
         lines += [
             f"  peak of a worker: {peak.flops / 1e12:.3g} TFLOPS ({peak.source})",
             f"  at the peak: {_duration(least)}, less than it can take",
@@ -93,12 +87,12 @@ def _time(job: Job, memory: Memory) -> list[str]:
         return [*lines, "  No estimate: one image's updates fit neither memory nor half a minute."]
     pace = measure(job, images)
     share = "" if peak is None else f", MFU {pace.images_per_s * flops / peak.flops:.1%}"
-    total = job.steps * size / (pace.images_per_s * job.workers)
+    total = job.steps * size / (pace.images_per_s * job.runtime.workers)
     lines.append(
         f"  measured: {pace.images_per_s:.4g} images/s of one worker{share} ({UPDATES} updates of "
         f"{images} random image{'s' * (images != 1)} after a first one)"
     )
-    more = f", {job.workers} workers as fast as one each" if job.workers > 1 else ""
+    more = f", {job.runtime.workers} workers as fast as one each" if job.runtime.workers > 1 else ""
     most = ""
     if images < worker_share(job):  # what an update costs whatever its images weighs more
         most, more = "at most ", f"{more}, larger updates take less an image"
@@ -113,7 +107,7 @@ def _affordable(job: Job, memory: Memory, flops: int, peak: Peak | None, free: i
     """How many images a worker's measured updates may have: its share, fewer, or none."""
     if free is None:
         return 0
-    share, at_once = worker_share(job), images_at_once(job, job.fewest)
+    share, at_once = worker_share(job), images_at_once(job, job.runtime.fewest)
     fixed = memory.total - memory.activations
     room = free / SPARE - fixed
     if room < memory.activations:  # parts of a batch stay as large as they are, or are alone

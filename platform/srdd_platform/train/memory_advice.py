@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from srdd.train.memory import Memory
-from srdd_platform.train.estimate import changed, worker_memory
+from srdd_platform.train.estimate import worker_memory
 from srdd_platform.train.job import Job
 from srdd_platform.train.out_of_memory import images_at_once
 
@@ -24,18 +24,18 @@ def advice_to_fit(job: Job, free: int) -> str:
     """
     parts = parts_that_fit(job, free)
     if parts is not None:
-        at_once = images_at_once(_in_parts(job, parts), job.fewest)
+        at_once = images_at_once(_in_parts(job, parts), job.runtime.fewest)
         return f"give --accumulate {parts} ({at_once} at once, the same model)"
-    if job.kind != "transformer":
+    if not job.kind.recomputes:
         return "train a smaller model, or on a device with more memory"
-    again = changed(job, "optim", recompute=True)
+    again = job.with_optim(recompute=True)
     parts = parts_that_fit(again, free)
     if parts is not None:
         more = f" --accumulate {parts}" if parts > 1 else ""
         return f"give --recompute{more} (blocks again in the backward pass, the same model)"
-    workers = _workers_that_fit(again, free)
+    workers = _workers_that_fit(again, free) if job.kind.sharded else None
     if workers is not None:
-        one_each = math.ceil(int(job.settings["optim"]["batch_size"]) / workers)
+        one_each = math.ceil(job.optim.batch_size / workers)
         more = f" --accumulate {one_each}" if one_each > 1 else ""
         return (
             f"give --parallel fsdp --workers {workers} --recompute{more} (each worker on a device "
@@ -46,8 +46,8 @@ def advice_to_fit(job: Job, free: int) -> str:
 
 def parts_that_fit(job: Job, free: int) -> int | None:
     """The fewest parts of a worker's batch with which it fits, or None where one image does not."""
-    share = images_at_once(_in_parts(job, 1), job.fewest)
-    parts = int(job.settings["optim"]["accumulate"])
+    share = images_at_once(_in_parts(job, 1), job.runtime.fewest)
+    parts = job.optim.accumulate
     while True:
         memory = worker_memory(_in_parts(job, parts))
         if fits(memory, free):
@@ -61,10 +61,11 @@ def parts_that_fit(job: Job, free: int) -> int | None:
 
 
 def _workers_that_fit(job: Job, free: int) -> int | None:
-    workers = max(2, job.fewest)
+    workers = max(2, job.runtime.fewest)
     while workers <= _MOST_WORKERS:
-        sharded = replace(job, parallel="fsdp", workers=workers, min_workers=0)
-        size = int(job.settings["optim"]["batch_size"])
+        runtime = replace(job.runtime, parallel="fsdp", workers=workers, min_workers=0)
+        sharded = replace(job, runtime=runtime)
+        size = job.optim.batch_size
         if fits(worker_memory(_in_parts(sharded, math.ceil(size / workers))), free):
             return workers
         workers *= 2
@@ -72,4 +73,4 @@ def _workers_that_fit(job: Job, free: int) -> int | None:
 
 
 def _in_parts(job: Job, parts: int) -> Job:
-    return changed(job, "optim", accumulate=parts)
+    return job.with_optim(accumulate=parts)

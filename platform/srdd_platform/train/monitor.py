@@ -2,7 +2,7 @@
 
 ``metrics.jsonl`` has what the training computes, the same in every run of the same settings.
 What a clock says stands apart, in ``throughput.jsonl``: ``images_per_s`` of all workers, ``mfu``
-(model FLOPs utilisation, of :mod:`srdd.train.flops` and :mod:`srdd_platform.train.device_flops`;
+(model FLOPs utilisation, of the task's FLOPs and :mod:`srdd_platform.train.device_flops`;
 absent on a device whose peak is not known), and ``data_wait``, the share of that time spent waiting
 for the next batch. Time for checkpoints, validation and grids is not part of it, nor is the first
 update.
@@ -14,6 +14,7 @@ Both go to Ray's metrics too, where its dashboard and Prometheus find them as
 import string
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 from urllib.parse import quote
@@ -22,14 +23,13 @@ import torch
 from ray.util.metrics import Gauge
 
 from srdd.train.config import OptimConfig
-from srdd.train.flops import image_flops
-from srdd.train.loop import Batch, Reduce, Task
-from srdd.validation import from_dict
+from srdd.train.task import Batch, Task
+from srdd.train.workers import Reduce
 from srdd_platform.core.runs import METRICS, THROUGHPUT, append_metrics, cut_metrics
 from srdd_platform.core.watching import Watcher, tell_launcher
+from srdd_platform.train.data import TrainingData
 from srdd_platform.train.device_flops import device_peak
-from srdd_platform.train.job import Job
-from srdd_platform.train.previews import Painter, cut_grids, draw, painter
+from srdd_platform.train.previews import cut_grids, draw, grid_path
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,66 +103,77 @@ class Watch:
     ``metrics.jsonl`` is the record; the rest only watches (:mod:`srdd_platform.core.watching`).
     """
 
-    def __init__(self, job: Job, task: Task, device: torch.device, reduce: Reduce) -> None:
-        optim = from_dict(OptimConfig, job.settings["optim"], "optim")
-        self.job, self.task, self.device = job, task, device
+    def __init__(
+        self,
+        run: Path,
+        kind: str,
+        task: Task,
+        data: TrainingData,
+        optim: OptimConfig,
+        reduce: Reduce,
+        device: torch.device,
+    ) -> None:
+        """Find the device's peak and make Ray's gauges, on the first worker.
+
+        Args:
+            run: directory that the files go to.
+            kind: of the training, a tag of Ray's metrics.
+            task: whose updates are measured.
+            data: its samples, of which previews show some.
+            optim: batch size and precision.
+            reduce: the other workers.
+            device: that is trained on.
+        """
+        self.run, self.kind, self.task = run, kind, task
         self.first = reduce.rank == 0
         self.meter = Meter(optim.batch_size)
+        self._images = cache(data.images.spread)
         self._gauges: dict[str, Gauge] = {}
-        self._painter: Painter | None = None
         if not self.first:
             return
-        tell = tell_launcher(Path(job.run))
+        tell = tell_launcher(run)
         self._speeds = Watcher(THROUGHPUT, tell)
         self._exports = Watcher("Ray's metrics", tell)
         self._previews = Watcher("previews", tell)
         peak = self._speeds(device_peak, device, optim.precision)
         self._peak = None if peak is None else peak.flops * reduce.world
-        self._speeds(image_flops, task, 0)  # counted now, not in the middle of an update
+        self._speeds(task.flops, 0)  # counted now, not in the middle of an update
         self._exports(self._make_gauges)
 
     def begin(self, step: int) -> None:
         """Forget what was told of later steps than the one from which the run goes on."""
         if self.first:
-            run = Path(self.job.run)
-            cut_metrics(run, step, [METRICS])
-            self._speeds(cut_metrics, run, step, [THROUGHPUT])
-            self._previews(cut_grids, run, step)
+            cut_metrics(self.run, step, [METRICS])
+            self._speeds(cut_metrics, self.run, step, [THROUGHPUT])
+            self._previews(cut_grids, self.run, step)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write a line of each file, and set Ray's gauges."""
         if not self.first:
             return
         speed = self._speeds(self._write_speed, step) or {}
-        append_metrics(Path(self.job.run), step, metrics)
+        append_metrics(self.run, step, metrics)
         self._exports(self._export, {**metrics, **speed, "step": float(step)})
 
     def grid(self, step: int, task: Task) -> None:
         """Write the grid of a step, with the weights that the task has now; the first worker."""
-        self._previews(self._draw, step, task)
+        self._previews(draw, task, self._images, grid_path(self.run, step))
 
     def _write_speed(self, step: int) -> dict[str, float]:
         speed = self.meter.read()
-        flops = image_flops(self.task, step - 1)
-        if speed and self._peak is not None and flops is not None:
-            speed["mfu"] = speed["images_per_s"] * flops / self._peak
-        run, rounded = Path(self.job.run), {k: float(f"{v:.6g}") for k, v in speed.items()}
-        append_metrics(run, step, {"time": time.time(), **rounded}, THROUGHPUT, digits=13)
+        if speed and self._peak is not None:
+            speed["mfu"] = speed["images_per_s"] * self.task.flops(step - 1) / self._peak
+        rounded = {k: float(f"{v:.6g}") for k, v in speed.items()}
+        append_metrics(self.run, step, {"time": time.time(), **rounded}, THROUGHPUT, digits=13)
         return speed
 
     def _make_gauges(self) -> None:
         for name, text in GAUGES.items():
             gauge = Gauge(f"srdd_train_{name}", description=text, tag_keys=("run", "kind"))
-            gauge.set_default_tags({"run": ascii_tag(self.job.run), "kind": self.job.kind})
+            gauge.set_default_tags({"run": ascii_tag(str(self.run)), "kind": self.kind})
             self._gauges[name] = gauge
 
     def _export(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             if name in self._gauges:
                 self._gauges[name].set(value)
-
-    def _draw(self, step: int, task: Task) -> None:
-        if self._painter is None:
-            self._painter = painter(self.job, task, self.device)
-        if self._painter is not None:
-            draw(self.job, task, self._painter, step)

@@ -11,7 +11,7 @@ import ray.train
 
 from srdd_platform.core.files import read_json, write_json
 from srdd_platform.core.out_of_memory import is_out_of_memory
-from srdd_platform.train.job import Job
+from srdd_platform.train.job import Job, parse_job
 
 Worker = Callable[[dict[str, Any]], str | None]
 
@@ -31,25 +31,23 @@ def advice(job: Job, world: int) -> str:
 
 def remedy(job: Job, world: int) -> str:
     """What makes a training take less memory: the same model where that can be."""
-    optim = job.settings["optim"]
-    size, parts = int(optim["batch_size"]), int(optim["accumulate"])
+    size, parts = job.optim.batch_size, job.optim.accumulate
     if images_at_once(job, world) > 1:
         fewer = math.ceil(math.ceil(size / world) / (2 * parts))
         return (
             f"give --accumulate {2 * parts} ({fewer} at once, the same model) or more, or begin "
             f"with --batch-size {max(1, size // 2)} or less"
         )
-    if job.kind == "transformer" and not optim["recompute"]:
+    if job.kind.recomputes and not job.optim.recompute:
         return "give --recompute (blocks again in the backward pass, the same model)"
-    if job.kind == "transformer" and job.parallel == "ddp":
+    if job.kind.sharded and job.runtime.parallel == "ddp":
         return "give --parallel fsdp and more workers, or train a smaller model"
     return "train a smaller model, or on a device with more memory"
 
 
 def images_at_once(job: Job, world: int) -> int:
     """The most images whose activations a worker holds at once."""
-    optim = job.settings["optim"]
-    return math.ceil(math.ceil(int(optim["batch_size"]) / world) / int(optim["accumulate"]))
+    return math.ceil(math.ceil(job.optim.batch_size / world) / job.optim.accumulate)
 
 
 def tells_of_memory(worker: Worker) -> Worker:
@@ -61,7 +59,7 @@ def tells_of_memory(worker: Worker) -> Worker:
 
     @functools.wraps(worker)
     def told(config: dict[str, Any]) -> str | None:
-        job = Job(**config)
+        job = parse_job(config)
         path = Path(job.run) / "failure.json"
         if path.exists():
             return str(read_json(path)["error"])

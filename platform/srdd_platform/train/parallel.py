@@ -4,8 +4,7 @@ Both train the same model, and their checkpoints hold whole tensors: a run may g
 one, and with another number of workers. Needs a process group, no Ray.
 """
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
-from srdd.checkpoint import build_empty
-from srdd.train.loop import Reduce, Task
-from srdd.train.var.transformer import TransformerLoss, TransformerTask
-from srdd.var.transformer import ScaleTransformer
+from srdd.train.task import Task
+from srdd.train.workers import Reduce
 from srdd_platform.train.options import Parallel
 
 
@@ -58,10 +55,11 @@ class Workers(Reduce):
 class Shards(Workers):
     """Workers that have a shard of each weight, of its gradient, average and moments.
 
-    The unit is a block of the transformer, and what is left is one more: only the weights of the
-    unit at work lie whole on a device. Weights, sums of gradients and the optimizer stay in
-    float32. With products in bfloat16 the blocks' weights travel in it, as autocast would round
-    them (the lengths of queries too, which autocast leaves); embeddings and head stay in float32.
+    The units are the task's (a block of a transformer), and what is left is one more: only the
+    weights of the unit at work lie whole on a device. Weights, sums of gradients and the optimizer
+    stay in float32. With products in bfloat16 the units' weights travel in it, as autocast would
+    round them (the lengths of queries too, which autocast leaves); embeddings and head stay in
+    float32.
 
     Args:
         rank: this worker's.
@@ -74,24 +72,27 @@ class Shards(Workers):
         super().__init__(rank, world)
         self.device = device
         self.half = half
+        self._units: Sequence[nn.Module] = ()
+        self._replicated: nn.Module | None = None
 
     def place(self, task: Task, device: torch.device) -> None:
-        """The frozen quantizer alone: a whole large model need not fit a device."""
-        assert isinstance(task, TransformerTask)
-        task.model.quantizer.to(device)  # so the device is in use before workers meet on it
+        """What each worker keeps whole, alone: a large model need not fit a device."""
+        self._units, self._replicated = task.shard_units(), task.replicated()
+        if self._replicated is not None:
+            self._replicated.to(device)  # so the device is in use before workers meet on it
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with its weights sharded, in place; the unit being cut is on the device."""
-        assert isinstance(module, TransformerLoss)
         mesh = init_device_mesh(self.device.type, (self.world,))
         policy = MixedPrecisionPolicy()
         if self.half:
             policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
             )
-        for block in module.model.layers:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(module, mesh=mesh, ignored_params=set(module.model.quantizer.parameters()))
+        for unit in self._units:
+            fully_shard(unit, mesh=mesh, mp_policy=policy)
+        whole = set() if self._replicated is None else set(self._replicated.parameters())
+        fully_shard(module, mesh=mesh, ignored_params=whole)
         module.to(self.device)  # what is not sharded, as a teacher
         return _Sharded(module)
 
@@ -119,17 +120,8 @@ class Shards(Workers):
 
     def assembled(self, task: Task) -> Task:
         """On the first worker a copy of the task whose model has whole weights."""
-        assert isinstance(task, TransformerTask)
-        state = self.gather(task.model.state_dict())
-        if self.rank != 0:
-            return task
-        model = build_empty(ScaleTransformer, task.model.config)
-        model.load_state_dict(state)
-        model.to(self.device)
-        found = copy.copy(task)
-        found.model = model
-        found.module = TransformerLoss(model, task.module.config, task.module.seed)
-        return found
+        state = self.gather(task.module.state_dict())
+        return task.with_weights(state, self.device) if self.rank == 0 else task
 
 
 class _Sharded(nn.Module):

@@ -1,25 +1,20 @@
-"""What a person sees of trainings that run: a bar each, or lines where there is no terminal."""
+"""How far trainings are, read from their files while they run."""
 
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
 from srdd_platform.core.runs import METRICS, THROUGHPUT
 from srdd_platform.core.watching import WARNINGS, Watcher
-from srdd_platform.train.job import Job, title
+from srdd_platform.train.job import Job
 from srdd_platform.train.tail import Follower
 from srdd_platform.train.tensorboard import Events
 
 WINDOW = 30  # logged steps over which the pace is taken
-LINES = 10  # of a training without a terminal
-SILENCE_S = 600.0  # after which it says a further line
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +59,7 @@ class View:
         run = Path(job.run)
         self.job = job
         self.step = 0
+        self.now = time.monotonic()  # of the last update
         self.pace = Pace()
         self._tell, self._told = tell, set[str]()
         self._board = Watcher("TensorBoard's files", self._warn)
@@ -78,6 +74,7 @@ class View:
 
     def update(self, now: float) -> None:
         """Read what is new."""
+        self.now = now
         metrics, speed = self._metrics.read(), self._throughput.read()
         if metrics.anew:
             self.step, self._last = 0, {}
@@ -109,7 +106,7 @@ class View:
     def _warn(self, text: str) -> None:
         if text not in self._told:
             self._told.add(text)
-            self._tell(f"{title(self.job)}: {text}")
+            self._tell(f"{self.job.title}: {text}")
 
     def note(self) -> str:
         """Loss, speed and time left, as far as they are known."""
@@ -119,7 +116,7 @@ class View:
         step_s = None
         if per_s:
             parts.append(f"{per_s:.3g} images/s")
-            step_s = int(self.job.settings["optim"]["batch_size"]) / per_s
+            step_s = self.job.optim.batch_size / per_s
         if "mfu" in self._speed:
             parts.append(f"MFU {self._speed['mfu']:.1%}")
         left_s = self.pace.left_s(self.job.steps - self.step, step_s)
@@ -128,46 +125,36 @@ class View:
         return ", ".join(parts)
 
 
+Display = Callable[[Sequence[View]], AbstractContextManager[Callable[[], None]]]
+"""Shows trainings while its context holds; what the context yields is called after each update."""
+
+
 @contextmanager
-def bars(jobs: Sequence[Job], console: Console) -> Iterator[Callable[[], None]]:
-    """A progress bar a job, fed from its files; plain lines where there is no terminal.
+def no_display(views: Sequence[View]) -> Iterator[Callable[[], None]]:
+    """A display that shows nothing."""
+    yield lambda: None
 
-    TensorBoard's event files are kept up on the way. What cannot be shown or kept up is told once.
+
+@contextmanager
+def follow(jobs: Sequence[Job], display: Display) -> Iterator[Callable[[], None]]:
+    """Follow trainings by their files; what the context yields reads what is new and shows it.
+
+    TensorBoard's event files are kept up on the way. What cannot be shown or kept up is logged
+    once.
     """
-    progress = Progress(
-        TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console, disable=not console.is_terminal,
-    )  # fmt: skip
-    display = Watcher("the progress display", logger.warning)
-    ids = [progress.add_task(title(job), total=job.steps, note="") for job in jobs]
-
-    def warn(text: str) -> None:
-        console.print(text, style="yellow", soft_wrap=True)
-
-    views = [View(job, warn) for job in jobs]
-    said = [(0, time.monotonic()) for _ in jobs]  # the step of each one's last line, and when
+    guarded = Watcher("the progress display", logger.warning)
+    views = [View(job, logger.warning) for job in jobs]
 
     def update() -> None:
         now = time.monotonic()
-        for i, (job, view) in enumerate(zip(jobs, views, strict=True)):
-            before = view.step
-            view.update(now)
-            progress.update(ids[i], completed=view.step, note=view.note())
-            if not progress.disable or view.step == before:
-                continue
-            step, when = said[i]
-            every = max(1, job.steps // LINES)
-            if view.step // every != step // every or now - when > SILENCE_S:
-                said[i] = (view.step, now)
-                line = f"  {title(job)}: step {view.step}/{job.steps}, {view.note()}"
-                console.print(line, soft_wrap=True)
-
-    display(progress.start)
-    try:
-        yield lambda: display(update)
-        display(update)
-    finally:
-        display(progress.stop)
         for view in views:
-            view.close()
+            view.update(now)
+        show()
+
+    with display(views) as show:
+        try:
+            yield lambda: guarded(update)
+            guarded(update)
+        finally:
+            for view in views:
+                view.close()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from srdd.errors import UserError
 from srdd.rng import uniform
 from srdd.train.config import OptimConfig, TokenizerLossConfig
-from srdd.train.loop import Reduce
 from srdd.train.optim import lr_at
+from srdd.train.workers import Reduce
 
 _INIT, _AUGMENT = 0xD15C, 0xA06  # streams of random numbers
 _BETAS = (0.5, 0.9)  # VQGAN's and vaex's

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from srdd.rng import uniform
 from srdd.train.config import RestartVote
-from srdd.train.loop import Reduce
+from srdd.train.workers import Reduce
 from srdd.var.quantize import MultiScaleQuantizer, Quantized
 from srdd.var.scales import ScaleSchedule
 

@@ -1,8 +1,6 @@
-"""What training costs: the floating-point operations of one image's update, for MFU.
+"""The floating-point operations of one image's update; see :meth:`srdd.train.task.Task.flops`.
 
-Counted as twice the multiply-adds of products and convolutions, forward and backward: what the
-model needs, so that blocks computed again to save memory count once. Attention counts what its
-mask opens, scale by scale.
+Attention counts what its mask opens, scale by scale.
 """
 
 from functools import cache
@@ -10,33 +8,13 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from srdd.metrics.classifier import Classifier, ClassifierConfig
-from srdd.train.classifier import ClassifierTask
 from srdd.train.config import TokenizerLossConfig, TransformerLossConfig
-from srdd.train.loop import Task
 from srdd.train.var.adversarial import Discriminator, patch_layers
 from srdd.train.var.perceptual import Lpips
-from srdd.train.var.tokenizer import TokenizerTask
-from srdd.train.var.transformer import TransformerTask
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.cost import conditioning_flops, increment_flops, pass_flops
 from srdd.var.masks import views
 from srdd.var.tokenizer import Tokenizer
-
-
-def image_flops(task: Task, step: int) -> int | None:
-    """One image's part in update ``step``; None for a task that is not known here."""
-    if isinstance(task, TransformerTask):
-        teacher = task.module.teacher
-        followed = 0 if teacher is None else forward_flops(teacher.config)
-        return transformer_flops(task.model.config, task.module.config) + followed
-    if isinstance(task, TokenizerTask):
-        adversary = task.module.adversary
-        begun = adversary is not None and adversary.active(step)
-        return tokenizer_flops(task.tokenizer.config, task.loss, adversary=begun)
-    if isinstance(task, ClassifierTask):
-        return classifier_flops(task.classifier.config)
-    return None
 
 
 def transformer_flops(config: TransformerConfig, loss: TransformerLossConfig) -> int:
@@ -88,14 +66,4 @@ def tokenizer_flops(
             discriminator.requires_grad_(True)
             both = [discriminator(torch.empty(shape)).mean() for _ in range(2)]
             (both[0] + both[1]).backward()
-    return int(counter.get_total_flops())
-
-
-@cache
-def classifier_flops(config: ClassifierConfig) -> int:
-    """One image's update of the classifier, counted by torch on the meta device."""
-    shape = (1, 3, config.resolution, config.resolution)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        _, logits = Classifier(config)(torch.empty(shape))
-        logits.mean().backward()
     return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""Training the transformer on codes: cross-entropy, with VAR's recipe around it."""
+"""The loss of the transformer on codes, and VAR's way to initialise and run its blocks."""
 
 import math
 import statistics
@@ -12,17 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from srdd.compiling import compile_function
-from srdd.errors import UserError
 from srdd.nn.linear import RowLinear
 from srdd.rng import hash_counters, uniform
 from srdd.train.config import OptimConfig, ScaleWeights, TransformerLossConfig
-from srdd.train.loop import Batch, Stateless
+from srdd.train.task import Batch
 from srdd.train.var.refine import Hidden, draw_hidden, refined_input
-from srdd.var.config import TransformerConfig
-from srdd.var.init import init_weights
-from srdd.var.prune import check_teacher, prune_transformer, teacher_kl
+from srdd.var.prune import teacher_kl
 from srdd.var.scales import ScaleSchedule
-from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import Block, ScaleTransformer
 
 _DROP_LABEL, _DROP_PATH = 0x1ABE1, 0xD309  # streams of random numbers
@@ -173,55 +169,3 @@ def arrange(model: ScaleTransformer, optim: OptimConfig, backend: str = "inducto
 def _in_float32(head: RowLinear, h_BlW: Tensor) -> Tensor:
     with torch.autocast(h_BlW.device.type, enabled=False):
         return RowLinear.forward(head, h_BlW.float())
-
-
-class TransformerTask(Stateless):
-    """The transformer's training, on the codes of one tokenizer."""
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        loss: TransformerLossConfig,
-        optim: OptimConfig,
-        tokenizer: Tokenizer,
-        *,
-        init_gate: float = 1e-3,
-        init_head: float = 0.02,
-        teacher: ScaleTransformer | None = None,
-    ) -> None:
-        """Initialise the model.
-
-        Args:
-            config: of the model.
-            loss: what it is trained for.
-            optim: how; its seed decides the first weights.
-            tokenizer: whose codebook and phi the model takes.
-            init_gate: see :func:`srdd.var.init.init_weights`.
-            init_head: likewise.
-            teacher: knows the model's scales and maybe more; needed where ``loss.teacher_kl``.
-
-        Raises:
-            UserError: tokenizer or teacher do not fit.
-        """
-        shared = ("patch_nums", "parent", "vocab_size", "z_channels", "num_phi")
-        wanted = tuple(getattr(config, name) for name in shared)
-        found = tuple(getattr(tokenizer.config, name) for name in shared)
-        if wanted != found:
-            raise UserError(
-                f"the transformer's {', '.join(shared)} {wanted} are not the tokenizer's {found}"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(optim.seed)
-            self.model = ScaleTransformer(config)
-            init_weights(self.model, gate=init_gate, head=init_head)
-        self.model.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
-        arrange(self.model, optim)
-        pruned = None
-        if loss.teacher_kl:
-            if teacher is None:
-                raise UserError("teacher_kl needs a teacher: a model to begin with")
-            check_teacher(teacher, config)
-            pruned = prune_transformer(teacher, config.patch_nums)
-            pruned.train()  # in eval mode it would wait for the device, to check the labels
-            arrange(pruned, optim)
-        self.module = TransformerLoss(self.model, loss, optim.seed, pruned)

@@ -128,7 +128,7 @@ def test_it_learns_to_tell_them_apart() -> None:
     """Black images are real, white ones are not."""
     from dataclasses import replace
 
-    from srdd.train.loop import ALONE
+    from srdd.train.workers import ALONE
 
     adversary = Adversary(replace(LOSS, gan_lr=3e-3), OptimConfig(steps=30, lr=1.0), 8)
     layer, index_b = torch.ones(2, requires_grad=True), torch.arange(8)

@@ -6,10 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
-from srdd.train.flops import image_flops, tokenizer_flops, transformer_flops
-from srdd.train.loop import Batch
+from srdd.train.task import Batch
 from srdd.train.var.adversarial import Discriminator
-from srdd.train.var.tokenizer import TokenizerTask
+from srdd.train.var.flops import tokenizer_flops, transformer_flops
+from srdd.train.var.tokenizer_task import TokenizerTask
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.cost import increment_flops
 from srdd.var.masks import MASKS, Mask
@@ -60,15 +60,13 @@ def test_a_tokenizer_costs_what_torch_counts_of_its_training_step() -> None:
         task.module.forward(batch, 0)[0].backward()
     assert counter.get_total_flops() > 0
     assert 4 * tokenizer_flops(TOKENIZER, task.loss) == counter.get_total_flops()
-    assert image_flops(task, 0) == tokenizer_flops(TOKENIZER, task.loss)
+    assert task.flops(0) == tokenizer_flops(TOKENIZER, task.loss)
 
 
 def test_the_discriminator_costs_a_judgement_and_its_own_update_once_it_has_begun() -> None:
     loss = TokenizerLossConfig(gan=0.4, gan_start=0.5, gan_width=16)
     task = TokenizerTask(TOKENIZER, loss, OPTIM)
-    before, after = image_flops(task, 4), image_flops(task, 5)
-    assert before is not None
-    assert after is not None
+    before, after = task.flops(4), task.flops(5)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         discriminator = Discriminator(16, 2)
         discriminator(torch.zeros(1, 3, 16, 16))
@@ -87,4 +85,4 @@ def test_a_classifier_costs_three_times_its_forward_pass_but_for_the_pixels() ->
     forward = counter.get_total_flops()
     conv = next(m for m in task.classifier.modules() if isinstance(m, torch.nn.Conv2d))
     pixels = 2 * conv.weight.numel() * (16 // conv.stride[0]) ** 2
-    assert image_flops(task, 0) == 3 * forward - pixels
+    assert task.flops(0) == 3 * forward - pixels

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from srdd.errors import UserError
 from srdd.train.config import OptimConfig, TransformerLossConfig
 from srdd.train.ema import Ema, finished_weights
-from srdd.train.loop import Batch, Stateless, fit, split_batch
+from srdd.train.loop import Log, checkpoint_hook, fit, split_batch
 from srdd.train.optim import build_optimizer, lr_at, set_rates, weight_decay_at
-from srdd.train.var.transformer import TransformerTask, arrange, scale_masses
+from srdd.train.task import Batch, Trainable
+from srdd.train.var.transformer import arrange, scale_masses
+from srdd.train.var.transformer_task import TransformerTask
+from srdd.train.workers import Alone
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.scales import ScaleSchedule
 from srdd.var.tokenizer import Tokenizer
@@ -69,7 +72,8 @@ def _run(optim: OptimConfig, **settings: Any) -> dict[int, Any]:
 
     loss = settings.pop("loss", {})
     batches = _batches(optim.batch_size)
-    fit(_task(optim, **loss), optim, batches, checkpoint_every=2, on_checkpoint=keep, **settings)
+    hooks = [checkpoint_hook(2, keep)]
+    fit(_task(optim, **loss), optim, batches, hooks=hooks, **settings)
     return states
 
 
@@ -100,10 +104,10 @@ def test_an_extended_run_is_the_longer_run_at_its_last_rates(assert_same: Same) 
     def log(step: int, metrics: dict[str, float]) -> None:
         rates[step] = metrics["lr"]
 
-    first = _run(optim, on_log=log, log_every=1)
+    first = _run(optim, log=Log(write=log, every=1))
     longer = _run(optim, extend_to=12)
     assert_same(longer[8], first[8])
-    resumed = _run(optim, extend_to=12, resume=first[8], on_log=log, log_every=1)
+    resumed = _run(optim, extend_to=12, resume=first[8], log=Log(write=log, every=1))
     assert sorted(resumed) == [10, 12]
     assert_same(resumed[12], longer[12])
     assert [rates[step] for step in range(8, 13)] == [pytest.approx(0.006 * 0.05)] * 5
@@ -232,7 +236,7 @@ def test_micro_batches_have_the_batchs_gradient_and_metrics() -> None:
     for parts in (1, 4):
         optim = replace(OPTIM, steps=1, batch_size=11, accumulate=parts, clip=0.0)
         task = _task(optim, **LOSS)
-        fit(task, optim, _batches(11), on_log=lambda _, metrics: logged.append(metrics))
+        fit(task, optim, _batches(11), log=Log(write=lambda _, metrics: logged.append(metrics)))
         gradients.append({n: p.grad for n, p in task.module.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6)
@@ -262,8 +266,12 @@ def test_workers_gradients_meet_at_the_last_part() -> None:
             yield
             events.append("together")
 
+    class Wrapping(Alone):
+        def wrap(self, module: nn.Module) -> nn.Module:
+            return Wrapped(module)
+
     optim = replace(OPTIM, steps=1, accumulate=3)
-    fit(_task(optim), optim, _batches(), wrap=Wrapped)
+    fit(_task(optim), optim, _batches(), reduce=Wrapping())
     apart = ["apart", "forward 3", "together"]
     assert events == [*apart, *apart, "forward 2"]
 
@@ -385,7 +393,7 @@ class _Faulty(nn.Module):
         return fine + broken, {"loss": fine + broken, "nll_1x1": fine, "nll_4x4": broken}
 
 
-class _FaultyTask(Stateless):
+class _FaultyTask(Trainable):
     def __init__(self, *bad: int) -> None:
         self.module = _Faulty(set(bad))
 
@@ -395,8 +403,8 @@ def test_steps_that_are_not_finite_are_left_out_up_to_a_limit() -> None:
     states: dict[int, Any] = {}
     logged: list[int] = []
     settings: dict[str, Any] = {
-        "log_every": 1, "on_log": lambda step, _: logged.append(step), "checkpoint_every": 1,
-        "on_checkpoint": lambda step, state: states.update({step: copy.deepcopy(state)}),
+        "log": Log(write=lambda step, _: logged.append(step), every=1),
+        "hooks": [checkpoint_hook(1, lambda at, state: states.update({at: copy.deepcopy(state)}))],
     }  # fmt: skip
     fit(_FaultyTask(2, 3), optim, _batches(), **settings)
     assert logged == [1, 2, 5, 6, 7, 8]
@@ -425,9 +433,9 @@ def test_validation_at_intervals_sees_the_averages(assert_same: Same) -> None:
 
     states: dict[int, Any] = {}
     ema = fit(
-        task, optim, _batches(), log_every=5, on_log=logged.__setitem__, validate_every=3,
-        validate=validate, checkpoint_every=3,
-        on_checkpoint=lambda step, state: states.update({step: copy.deepcopy(state)}),
+        task, optim, _batches(),
+        log=Log(write=logged.__setitem__, every=5, validate=validate, validate_every=3),
+        hooks=[checkpoint_hook(3, lambda at, state: states.update({at: copy.deepcopy(state)}))],
     )  # fmt: skip
     assert sorted(logged) == [3, 5, 6, 8]  # the last one is the caller's
     assert [step for step, metrics in logged.items() if "val_nll" in metrics] == [3, 6]

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, sample
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd.train.loop import Batch
+from srdd.train.task import Batch
 from srdd.train.var.refine import Hidden, draw_hidden, refined_input
-from srdd.train.var.transformer import TransformerLoss, TransformerTask, scale_masses
+from srdd.train.var.transformer import TransformerLoss, scale_masses
+from srdd.train.var.transformer_task import TransformerTask
 from srdd.var import sampling
 from srdd.var.categorical import Categorical
 from srdd.var.resample import RESAMPLE

@@ -14,7 +14,8 @@ from torch import Tensor
 from srdd.errors import UserError
 from srdd.images import to_float
 from srdd.train.config import OptimConfig, TokenizerLossConfig
-from srdd.train.loop import ALONE, Batch, Reduce, fit
+from srdd.train.loop import Log, checkpoint_hook, fit
+from srdd.train.task import Batch
 from srdd.train.var.codebook import (
     EntropyTerm,
     entropy_gap,
@@ -22,7 +23,8 @@ from srdd.train.var.codebook import (
     log_assignment,
     quantize,
 )
-from srdd.train.var.tokenizer import TokenizerTask
+from srdd.train.var.tokenizer_task import TokenizerTask
+from srdd.train.workers import ALONE, Reduce
 from srdd.var.config import TokenizerConfig
 from srdd.var.tokenizer import Tokenizer
 
@@ -303,9 +305,9 @@ def _run(resume: Any = None, optim: OptimConfig = OPTIM, **loss: Any) -> tuple[A
     states: dict[int, Any] = {}
     logs: dict[int, Any] = {}
     fit(
-        _task(optim, **loss), optim, _batches(optim.batch_size), resume=resume, log_every=1,
-        checkpoint_every=2, on_log=lambda step, m: logs.update({step: m}),
-        on_checkpoint=lambda step, state: states.update({step: copy.deepcopy(state)}),
+        _task(optim, **loss), optim, _batches(optim.batch_size), resume=resume,
+        log=Log(write=lambda step, m: logs.update({step: m}), every=1),
+        hooks=[checkpoint_hook(2, lambda at, state: states.update({at: copy.deepcopy(state)}))],
     )  # fmt: skip
     return states, logs
 

@@ -17,11 +17,14 @@ from srdd.images import to_float
 from srdd.metrics.classifier import ClassifierConfig
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
-from srdd.train.loop import ALONE, Batch, Reduce, Task, fit
+from srdd.train.loop import Log, checkpoint_hook, fit
 from srdd.train.optim import build_optimizer, lr_at
+from srdd.train.task import Batch, Task
 from srdd.train.var.codebook import needy_scales
-from srdd.train.var.tokenizer import TokenizerTask
-from srdd.train.var.transformer import TransformerTask, nll_per_scale
+from srdd.train.var.tokenizer_task import TokenizerTask
+from srdd.train.var.transformer import nll_per_scale
+from srdd.train.var.transformer_task import TransformerTask
+from srdd.train.workers import ALONE, Reduce
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.init import init_weights
 from srdd.var.scales import ScaleSchedule
@@ -90,7 +93,7 @@ def _run(task: Task, inputs: Tensor, optim: OptimConfig = OPTIM, **settings: Any
         states[step] = copy.deepcopy(state)
 
     batches = _batches(inputs, optim.batch_size)
-    fit(task, optim, batches, checkpoint_every=2, on_checkpoint=keep, **settings)
+    fit(task, optim, batches, hooks=[checkpoint_hook(2, keep)], **settings)
     return states
 
 
@@ -154,7 +157,7 @@ def test_the_loop_uses_and_logs_each_steps_rate() -> None:
     seen: list[tuple[int, dict[str, float]]] = []
     task = _transformer_task()
     batches = _batches(_codes(), 4)
-    fit(task, OPTIM, batches, log_every=5, on_log=lambda step, m: seen.append((step, m)))
+    fit(task, OPTIM, batches, log=Log(write=lambda step, m: seen.append((step, m)), every=5))
     assert [step for step, _ in seen] == [5, 10, 12]
     assert [m["lr"] for _, m in seen] == [lr_at(OPTIM, s) for s in (4, 9, 11)]
     assert {"loss", "nll_1x1", "nll_2x2", "nll_4x4", "grad_norm"} <= seen[0][1].keys()
@@ -212,7 +215,8 @@ def test_the_gradient_is_clipped_by_its_norm() -> None:
         task = _transformer_task()
         logged: list[dict[str, float]] = []
         config = replace(OPTIM, steps=1, clip=clip)
-        fit(task, config, _batches(_codes(), 4), on_log=lambda _, m, to=logged: to.append(m))
+        log = Log(write=lambda _, m, to=logged: to.append(m))
+        fit(task, config, _batches(_codes(), 4), log=log)
         grads = [p.grad for p in task.module.parameters() if p.grad is not None]
         norms[clip] = float(torch.stack([g.norm() for g in grads]).norm()), logged[0]["grad_norm"]
     assert norms[0.0][0] == pytest.approx(norms[0.0][1], rel=1e-5)
@@ -259,10 +263,8 @@ def test_the_mean_of_two_workers_gradients_is_the_whole_batchs(
     logged: list[dict[str, float]] = []
 
     def gradients(task: Task, batch: Batch, reduce: Any) -> dict[str, Tensor]:
-        fit(
-            task, optim, lambda step: iter([batch]), reduce=reduce,
-            on_log=lambda _, metrics: logged.append(metrics),
-        )  # fmt: skip
+        log = Log(write=lambda _, metrics: logged.append(metrics))
+        fit(task, optim, lambda step: iter([batch]), reduce=reduce, log=log)
         named = task.module.named_parameters()
         return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
@@ -372,7 +374,8 @@ def test_usage_is_logged_before_a_restart_forgets_it() -> None:
     """Logging and restarts fall on the same steps by default, every hundredth."""
     logged: list[dict[str, float]] = []
     task = _tokenizer_task()
-    fit(task, OPTIM, _batches(_images(), 4), log_every=4, on_log=lambda _, m: logged.append(m))
+    log = Log(write=lambda _, m: logged.append(m), every=4)
+    fit(task, OPTIM, _batches(_images(), 4), log=log)
     assert len(logged) == 3
     for metrics in logged:
         for side in SIDES:
@@ -528,8 +531,8 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(
 
     with pytest.raises(FloatingPointError, match="step 3"):
         fit(
-            task, OPTIM, _batches(data(), 4), log_every=1, on_log=spoil, checkpoint_every=1,
-            on_checkpoint=lambda step, state: saved.append(step),
+            task, OPTIM, _batches(data(), 4), log=Log(write=spoil, every=1),
+            hooks=[checkpoint_hook(1, lambda step, state: saved.append(step))],
         )  # fmt: skip
     assert saved == [1, 2]
 
@@ -570,10 +573,8 @@ def test_training_learns(build: Callable[[OptimConfig], Task], data: Callable[[]
     """Eight samples, over and over."""
     optim = OptimConfig(steps=60, batch_size=8, lr=1e-2, weight_decay=0.0)
     losses: list[float] = []
-    fit(
-        build(optim), optim, _batches(data()[:8], 8), log_every=1,
-        on_log=lambda _, metrics: losses.append(metrics["loss"]),
-    )  # fmt: skip
+    log = Log(write=lambda _, metrics: losses.append(metrics["loss"]), every=1)
+    fit(build(optim), optim, _batches(data()[:8], 8), log=log)
     assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
 
 

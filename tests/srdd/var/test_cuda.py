@@ -10,7 +10,7 @@ from torch import Tensor
 from srdd import Pipeline, SamplerConfig, sample
 from srdd.graph import GraphedSampler, run_loop
 from srdd.train.config import TransformerLossConfig
-from srdd.train.loop import Batch
+from srdd.train.task import Batch
 from srdd.train.var.transformer import TransformerLoss
 
 pytestmark = [

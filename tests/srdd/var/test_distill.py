@@ -11,8 +11,9 @@ import torch
 from srdd import Pipeline, SamplerConfig, load_pipeline, sample
 from srdd.errors import UserError
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd.train.loop import Batch, fit
-from srdd.train.var.transformer import TransformerTask
+from srdd.train.loop import Log, fit
+from srdd.train.task import Batch
+from srdd.train.var.transformer_task import TransformerTask
 from srdd.validation import from_dict, to_dict
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.guidance import weights
@@ -299,10 +300,9 @@ def test_a_teacher_holds_the_student_back(make_pipeline: MakePipeline) -> None:
     for kl in (0.0, 20.0):
         task = _task(parent, kl)
         logged: list[dict[str, float]] = []
-        fit(
-            task, OptimConfig(steps=12, batch_size=8, lr=3e-3, warmup=0.0), batches, log_every=12,
-            on_log=lambda _, metrics: logged.append(metrics),  # noqa: B023
-        )  # fmt: skip
+        log = Log(write=lambda _, metrics: logged.append(metrics), every=12)  # noqa: B023
+        optim = OptimConfig(steps=12, batch_size=8, lr=3e-3, warmup=0.0)
+        fit(task, optim, batches, log=log)
         assert ("teacher_kl" in logged[0]) == (kl > 0)
         target = prune_transformer(parent.transformer, (1, 3, 4))(labels, codes)
         with torch.no_grad():

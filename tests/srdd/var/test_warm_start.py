@@ -7,7 +7,7 @@ import torch
 
 from srdd.errors import UserError
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd.train.var.transformer import TransformerTask
+from srdd.train.var.transformer_task import TransformerTask
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer

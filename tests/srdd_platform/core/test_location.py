@@ -288,4 +288,8 @@ def test_a_job_s_locations_are_the_same_as_those_that_old_runs_recorded(
         options = Options(checkpoints=place, cache=Path("c"))
         for data in (str(digits_shards), digits_shards.as_uri()):
             job = make_job("classifier", digits(), data, Path("run"), options)
-            assert (job.data, job.checkpoints, job.run) == (data, kept, str(tmp_path / "run"))
+            assert (job.data, job.runtime.checkpoints, job.run) == (
+                data,
+                kept,
+                str(tmp_path / "run"),
+            )

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from srdd.errors import UserError
+from srdd.metrics.classifier import ClassifierConfig
+from srdd.train.config import OptimConfig
 from srdd_platform.core.files import read_json, write_json
 from srdd_platform.core.storage import SNAPSHOT, Storage, answered, open_storage
 from srdd_platform.train.checkpoints import (
@@ -23,13 +25,23 @@ from srdd_platform.train.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from srdd_platform.train.job import Job
+from srdd_platform.train.job import Job, Runtime
+from srdd_platform.train.kind import Settings
+from srdd_platform.train.kinds import KINDS
 from srdd_platform.train.options import Options
 
 
 def a_job(run: Path, checkpoints: str = "", steps: int = 9) -> Job:
-    settings = {"optim": {"steps": steps}}
-    return Job(kind="tokenizer", run=str(run), data="", settings=settings, checkpoints=checkpoints)
+    settings = Settings(
+        model=ClassifierConfig(num_classes=2, resolution=16), optim=OptimConfig(steps=steps)
+    )
+    runtime = Runtime(checkpoints=checkpoints)
+    kind = KINDS["classifier"]
+    return Job(kind=kind, run=str(run), data="", settings=settings, runtime=runtime)
+
+
+def claimed(job: Job) -> Storage:
+    return claim_storage(job.run, job.runtime.checkpoints, job.config_hash)
 
 
 def state(step: int) -> dict[str, Any]:
@@ -45,29 +57,29 @@ def register(storage: Storage, *names: str) -> None:
 
 def started(job: Job) -> Job:
     Path(job.run).mkdir(parents=True, exist_ok=True)
-    write_json(Path(job.run) / "config.json", {"settings": job.settings})
+    write_json(Path(job.run) / "config.json", {"settings": job.settings.to_json()})
     return job
 
 
 def check_a_life(job: Job) -> None:
     """Checkpoints are written, found, read, pruned, and refused to another configuration."""
-    storage = claim_storage(started(job))
+    storage = claimed(started(job))
     assert last_step(storage) == 0
     for step in (2, 4, 6):
-        write_checkpoint(storage, state(step), job, world=2)
+        write_checkpoint(storage, state(step), job.config_hash, world=2)
     register(storage, name_of(2), name_of(4))
-    write_checkpoint(storage, state(4), job, world=1)  # again, after a restart
+    write_checkpoint(storage, state(4), job.config_hash, world=1)  # again, after a restart
     assert last_step(storage) == 4
-    read = read_checkpoint(storage.path(name_of(4)), job)
+    read = read_checkpoint(storage, storage.path(name_of(4)), job.config_hash)
     assert read["module"]["weight"].equal(state(4)["module"]["weight"])
     manifest = storage.read_json("step_000004/manifest.json")
     assert (manifest["step"], manifest["world"], manifest["config"]) == (4, 1, job.config_hash)
     assert manifest["files"]["state.pt"]["bytes"] > 60
-    claim_storage(job)  # 6 was never registered: a killed run left it
+    claimed(job)  # 6 was never registered: a killed run left it
     assert storage.read_json("step_000006/manifest.json") is None
     assert storage.read_json("step_000002/manifest.json")["step"] == 2
     with pytest.raises(UserError, match="step_000004 is a checkpoint of another configuration"):
-        claim_storage(a_job(Path(job.run), job.checkpoints, steps=8))
+        claimed(a_job(Path(job.run), job.runtime.checkpoints, steps=8))
 
 
 def test_a_local_directory(tmp_path: Path) -> None:
@@ -84,31 +96,31 @@ def test_a_bucket(bucket: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "checkpoints").exists()
     for other in ("s3://absent/runs", "s3://models"):
         with pytest.raises(UserError, match=r"absent|names no folder") as caught:
-            claim_storage(a_job(tmp_path / "run", other))
+            claimed(a_job(tmp_path / "run", other))
         assert "secret" not in str(caught.value)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     job = a_job(tmp_path / "run")
-    storage = claim_storage(started(job))
-    path = Path(write_checkpoint(storage, state(2), job, world=1)) / "state.pt"
+    storage = claimed(started(job))
+    path = Path(write_checkpoint(storage, state(2), job.config_hash, world=1)) / "state.pt"
     with path.open("r+b") as file:
         file.seek(-9, os.SEEK_END)
         file.write(b"?")
     with pytest.raises(UserError, match=r"step_000002/state.pt is damaged: its SHA-256"):
-        read_checkpoint(str(path.parent), job)
+        read_checkpoint(storage, str(path.parent), job.config_hash)
 
 
 def test_checkpoints_do_not_move_by_accident(tmp_path: Path) -> None:
     job = started(a_job(tmp_path / "run"))
-    storage = claim_storage(job)
-    write_checkpoint(storage, state(2), job, world=1)
+    storage = claimed(job)
+    write_checkpoint(storage, state(2), job.config_hash, world=1)
     register(storage, name_of(2))
     moved = a_job(tmp_path / "run", str(tmp_path / "new"))
     with pytest.raises(UserError, match=r"keeps its checkpoints in .*run/checkpoints, and .*/new"):
-        claim_storage(moved)
+        claimed(moved)
     Path(storage.root).rename(tmp_path / "new")
-    assert last_step(claim_storage(moved)) == 2
+    assert last_step(claimed(moved)) == 2
     assert read_json(tmp_path / "run" / "config.json")["checkpoints"] == str(tmp_path / "new")
 
 

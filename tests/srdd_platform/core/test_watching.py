@@ -17,27 +17,38 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from srdd.metrics.classifier import ClassifierConfig
+from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig
-from srdd.train.loop import ALONE
-from srdd.validation import to_dict
+from srdd.train.task import Task
+from srdd.train.workers import ALONE
+from srdd_platform.cli.log_output import log_to
+from srdd_platform.cli.progress import bars
 from srdd_platform.cli.terminal import Terminal
 from srdd_platform.core.images import grid_png
 from srdd_platform.core.runs import METRICS, THROUGHPUT, append_metrics, read_metrics
 from srdd_platform.core.watching import WARNINGS, Watcher, tell_launcher
 from srdd_platform.train import monitor as meter
+from srdd_platform.train.data import open_data
 from srdd_platform.train.job import Job
+from srdd_platform.train.kind import Settings
+from srdd_platform.train.kinds import KINDS
 from srdd_platform.train.monitor import Watch, ascii_tag
 from srdd_platform.train.previews import grid_path
-from srdd_platform.train.progress import bars
-from srdd_platform.train.tasks import build_task
+from srdd_platform.train.progress import follow as follow_runs
 
 
 def job(run: Path) -> Job:
-    settings = {
-        "model": to_dict(ClassifierConfig(num_classes=10, resolution=16, ch=8, features=32)),
-        "optim": to_dict(OptimConfig(steps=40, batch_size=8)),
-    }
-    return Job(kind="classifier", run=str(run), data="", settings=settings)
+    settings = Settings(
+        model=ClassifierConfig(num_classes=10, resolution=16, ch=8, features=32),
+        optim=OptimConfig(steps=40, batch_size=8),
+    )
+    return Job(kind=KINDS["classifier"], run=str(run), data="", settings=settings)
+
+
+def watch(run: Path) -> tuple[Task, Watch]:
+    own = job(run)
+    task, data = own.build_task(), open_data(own)
+    return task, Watch(run, "classifier", task, data, own.optim, ALONE, torch.device("cpu"))
 
 
 def fail(*arguments: object, **options: object) -> None:
@@ -81,7 +92,7 @@ BREAKS = {
     "Ray's metrics": lambda run, patch: patch.setattr("ray.util.metrics.Gauge.set", fail),
     "Ray's metrics cannot": lambda run, patch: patch.setattr(meter, "Gauge", fail),
     "previews": lambda run, patch: (run / "grids").write_text("in the way"),
-    "previews cannot": lambda run, patch: patch.setattr(meter, "painter", fail),
+    "previews cannot": lambda run, patch: patch.setattr(ClassifierTask, "preview", fail),
     "throughput.jsonl": lambda run, patch: (run / THROUGHPUT).mkdir(),
     "throughput.jsonl cannot": lambda run, patch: patch.setattr(meter, "device_peak", fail),
 }
@@ -91,15 +102,14 @@ BREAKS = {
 def test_a_worker_goes_on_without_what_only_watches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    own = job(tmp_path)
-    task = build_task(own)
-    monkeypatch.setattr(meter, "painter", lambda *_: lambda task: torch.zeros(20, 3, 16, 16).byte())
+    black = torch.zeros(20, 3, 16, 16).byte()
+    monkeypatch.setattr(ClassifierTask, "preview", lambda *_: black)
     BREAKS[broken](tmp_path, monkeypatch)
-    watch = Watch(own, task, torch.device("cpu"), ALONE)
-    watch.begin(0)
+    task, own = watch(tmp_path)
+    own.begin(0)
     for step in (10, 20, 30):
-        watch.log(step, {"loss": 1 / step})
-        watch.grid(step, task)
+        own.log(step, {"loss": 1 / step})
+        own.grid(step, task)
     assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20, 30]
     warnings = [json.loads(line) for line in (tmp_path / WARNINGS).read_text().splitlines()]
     assert len(warnings) == 1
@@ -107,10 +117,10 @@ def test_a_worker_goes_on_without_what_only_watches(
 
 
 def test_the_record_of_a_run_fails_loudly(tmp_path: Path) -> None:
-    watch = Watch(job(tmp_path), build_task(job(tmp_path)), torch.device("cpu"), ALONE)
+    _, own = watch(tmp_path)
     (tmp_path / METRICS).mkdir()
     with pytest.raises(IsADirectoryError):
-        watch.log(10, {"loss": 1.0})
+        own.log(10, {"loss": 1.0})
 
 
 def log(run: Path, step: int) -> None:
@@ -132,7 +142,8 @@ def small_files() -> Iterator[None]:
 def follow(run: Path) -> list[str]:
     """The lines of a training of 40 steps, whose worker writes as it always does."""
     out = io.StringIO()
-    with bars([job(run)], Console(file=out, width=200)) as update:
+    console = Console(file=out, width=200)
+    with log_to(console), follow_runs([job(run)], bars(console)) as update:
         for step in range(4, 41, 4):
             log(run, step)
             update()
@@ -170,23 +181,25 @@ def test_lines_of_metrics_that_are_none_are_left_out(tmp_path: Path) -> None:
 
 
 def test_metrics_that_cannot_be_read_are_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("srdd_platform.train.tail.Follower._replaced", fail)
-    follow(tmp_path)
-    assert [record.getMessage()[:20] for record in caplog.records] == ["the progress display"]
+    told = [line for line in follow(tmp_path) if line.startswith("the progress display cannot")]
+    assert len(told) == 1
 
 
 def test_what_a_worker_tells_is_said_once_and_not_again_after_a_restart(tmp_path: Path) -> None:
     tell = tell_launcher(tmp_path)
     tell("from an earlier start")
     out = io.StringIO()
-    with bars([job(tmp_path)], Console(file=out, width=200)) as update:
+    console = Console(file=out, width=200)
+    with log_to(console), follow_runs([job(tmp_path)], bars(console)) as update:
         for text in ("previews are lost", "previews are lost", "metrics are lost"):
             tell(text)
             update()
     name = f"classifier {tmp_path.name}"
-    assert out.getvalue().splitlines() == [
+    told = [line for line in out.getvalue().splitlines() if line.startswith(name)]
+    assert told == [  # not what this process logs as the worker
         f"{name}: previews are lost", f"{name}: metrics are lost",
     ]  # fmt: skip
 

@@ -81,9 +81,9 @@ def test_a_resumed_run_finds_its_codes_again(
     def job(codes: Path | None, views: int = 1) -> Path:
         options = TransformerOptions(codes=codes, views=views, flip=views > 1)
         made = make_job("transformer", digits(), digits_shards, run, options, tokenizer=shared)
-        with open_run(run / f"views{views}", "train transformer", made.settings, made.runtime):
+        with open_run(run / f"views{views}", "train transformer", *made.config):
             shutil.copy(run / f"views{views}" / "config.json", run)
-        return Path(made.codes)
+        return Path(made.inputs.codes)
 
     given = job(tmp_path / "elsewhere")
     assert given.parent == tmp_path / "elsewhere"

@@ -20,8 +20,8 @@ from PIL import Image
 
 from srdd.errors import UserError
 from srdd.train.config import OptimConfig
-from srdd.train.loop import Alone, Batch
-from srdd.validation import to_dict
+from srdd.train.task import Batch
+from srdd.train.workers import Alone, Reduce
 from srdd_platform.core.file_errors import StoreError, explain
 from srdd_platform.core.storage import answered
 from srdd_platform.data import cache
@@ -31,7 +31,10 @@ from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.shards import prepare
 from srdd_platform.data.store import LocalStore, inspected, open_store
 from srdd_platform.train.batches import batches
-from srdd_platform.train.job import Job
+from srdd_platform.train.data import open_data
+from srdd_platform.train.job import Job, Runtime
+from srdd_platform.train.kind import Settings
+from srdd_platform.train.kinds import KINDS
 
 GB = 1e-9  # bytes, as the option takes them
 
@@ -127,10 +130,18 @@ def test_a_thread_brings_whole_shards(
 
 
 def job(data: str, cache: Path, gb: float) -> Job:
-    settings = {"optim": to_dict(OptimConfig(steps=9, batch_size=7, seed=5)),
-                "augmentation": {"crop": False, "flip": True}}  # fmt: skip
-    return Job(kind="tokenizer", run="nowhere", data=data, settings=settings, cache=str(cache),
-               cache_gb=gb, loader_workers=2)  # fmt: skip
+    settings = Settings(
+        model=None, optim=OptimConfig(steps=9, batch_size=7, seed=5),
+        more={"augmentation": {"crop": False, "flip": True}},
+    )  # fmt: skip
+    runtime = Runtime(cache=str(cache), cache_gb=gb, loader_workers=2)
+    kind = KINDS["tokenizer"]
+    return Job(kind=kind, run="nowhere", data=data, settings=settings, runtime=runtime)
+
+
+def batches_of(job: Job, reduce: Reduce, first: int) -> Iterator[Batch]:
+    steps = range(first, job.steps)
+    return batches(open_data(job), job.optim, reduce, steps, torch.device("cpu"))
 
 
 def same(found: Iterator[Batch], expected: list[Batch]) -> bool:
@@ -140,20 +151,20 @@ def same(found: Iterator[Batch], expected: list[Batch]) -> bool:
 
 def test_batches_do_not_depend_on_what_is_here(bucket: Path, tmp_path: Path) -> None:
     """Nothing, some or all shards; shards that go while they are read; and no cache at all."""
-    cpu, largest = torch.device("cpu"), max(p.stat().st_size for p in bucket.glob("*.tar"))
+    largest = max(p.stat().st_size for p in bucket.glob("*.tar"))
     directory = tmp_path / "cache"
-    expected = list(batches(job(str(bucket), directory, 1.0), Alone(), 0, cpu))
+    expected = list(batches_of(job(str(bucket), directory, 1.0), Alone(), 0))
     assert len(expected) == 9
     for room in (1, 3, 100):
         trained = job(bucket.as_uri(), directory, room * largest * GB)
         for world in (1, 3):
-            parts = [batches(trained, Alone(rank=r, world=world), 0, cpu) for r in range(world)]
+            parts = [batches_of(trained, Alone(rank=r, world=world), 0) for r in range(world)]
             for number, slices in enumerate(zip(*parts, strict=True)):
                 for rank, part in enumerate(slices):
                     assert torch.equal(part.inputs, expected[number].inputs[rank::world])
                 for path in list(directory.glob("*/*.tar"))[:1]:
                     path.unlink(missing_ok=True)
-    assert same(batches(trained, Alone(), 4, cpu), expected[4:])
+    assert same(batches_of(trained, Alone(), 4), expected[4:])
 
 
 def test_the_bound_holds_and_the_least_used_goes_first(tmp_path: Path) -> None:
@@ -375,9 +386,8 @@ def s3(bucket: Path) -> Iterator[str]:
 
 
 def test_s3(s3: str, bucket: Path, tmp_path: Path, ranges: Counter[str]) -> None:
-    cpu = torch.device("cpu")
-    expected = list(batches(job(str(bucket), tmp_path, 1.0), Alone(), 0, cpu))
-    assert same(batches(job(f"{s3}/set", tmp_path / "cache", 1.0), Alone(), 0, cpu), expected)
+    expected = list(batches_of(job(str(bucket), tmp_path, 1.0), Alone(), 0))
+    assert same(batches_of(job(f"{s3}/set", tmp_path / "cache", 1.0), Alone(), 0), expected)
     store = open_store(f"{s3}/set/", tmp_path / "other", 1.0)
     assert isinstance(store, CachedStore)
     assert inspected(store, 0) == {}

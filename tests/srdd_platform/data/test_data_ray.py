@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from srdd.errors import UserError
 from srdd.presets import digits
 from srdd_platform.cli import main as cli
+from srdd_platform.cli.log_output import log_to
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import read_metrics
 from srdd_platform.data.codes import load_views
@@ -62,13 +63,14 @@ def test_a_training_goes_on_without_what_is_damaged(
     """The same from a directory and from a URI; named and counted, and kept in the settings."""
     here, afar = tmp_path / "here", tmp_path / "afar"
     printed = io.StringIO()
-    train([classifier(damaged, here)], ray_session, Console(file=printed))
+    with log_to(Console(file=printed, width=500)):
+        train([classifier(damaged, here)], ray_session)
     expected = f"Left out of {damaged}: 1 train images (train-00000700)"
     assert printed.getvalue().count("Left out of") == 1
     assert expected in printed.getvalue()
     cache = tmp_path / "cache"
     remote = classifier(damaged.as_uri(), afar, cache=cache)
-    train([remote], ray_session, Console(file=io.StringIO()))
+    train([remote], ray_session)
     assert all(tensor.equal(weights(here)[name]) for name, tensor in weights(afar).items())
     assert read_metrics(here) == read_metrics(afar)
     config = json.loads((afar / "config.json").read_text())
@@ -81,13 +83,13 @@ def test_a_training_goes_on_without_what_is_damaged(
 
 def test_other_damage_is_another_run(ray_session: Session, damaged: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(damaged, tmp_path / "data"))
-    train([classifier(data, tmp_path / "run", max_steps=1)], ray_session, Console(quiet=True))
+    train([classifier(data, tmp_path / "run", max_steps=1)], ray_session)
     damage(data, 30)
     with pytest.raises(UserError, match="has 2 unusable of 1437 train samples, more than the 1"):
         classifier(data, tmp_path / "run", max_steps=1)
     job = classifier(data, tmp_path / "run", max_steps=1, max_bad=2)
     with pytest.raises(UserError, match=r"skipped\.train\.train-00000030: absent -> 1"):
-        train([job], None, Console(quiet=True))
+        train([job], None)
 
 
 def test_a_transformer_trains_on_views_that_it_makes(

@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,9 +18,13 @@ import srdd
 from srdd import SamplerConfig
 from srdd.errors import UserError
 from srdd.presets import Preset, digits
+from srdd.train.config import OptimConfig
 from srdd.var.pipeline import save_pipeline, save_tokenizer
 from srdd.var.prune import prune_tokenizer
 from srdd.var.scales import ScaleSchedule
+from srdd_platform.cli.log_output import log_to
+from srdd_platform.cli.main import main
+from srdd_platform.cli.progress import bars
 from srdd_platform.core.files import read_json
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import read_metrics
@@ -38,13 +43,15 @@ from srdd_platform.distill.table import (
     RowSpec,
     load_maker,
     markdown,
-    print_table,
+    plain_text,
     row_keys,
     table_specs,
 )
 from srdd_platform.evaluation.protocol import EvaluationConfig
 from srdd_platform.evaluation.runner import make_rows
 from srdd_platform.train.job import Job
+from srdd_platform.train.kind import Settings
+from srdd_platform.train.kinds import KINDS
 from srdd_platform.train.options import TransformerOptions
 
 STEPS = 12
@@ -112,6 +119,12 @@ class Said(Console):
         return self.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
+def distill_shown(job: Distillation, preset: Preset, said: Said) -> dict[str, Any]:
+    """Distil as the command does, whose terminal is ``said``."""
+    with log_to(said):
+        return distill(job, preset, None, bars(said))
+
+
 def stamps(directory: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
 
@@ -123,12 +136,13 @@ def run(
     """A run that was interrupted between its stages and gone on with."""
     out = tmp_path_factory.mktemp("distill") / "run"
     with pytest.raises(KeyboardInterrupt):
-        distill(make(out), preset, None, Said(stop_at="Stage 2 of 2"))
+        distill_shown(make(out), preset, Said(stop_at="Stage 2 of 2"))
     assert not (out / "stage_2").exists()
     assert not (out / "model").exists()
     before = stamps(out / "stage_1" / "model") | stamps(out / "tokenizer_1")
     said = Said()
-    distill(make(out), preset, None, said)
+    table = distill_shown(make(out), preset, said)
+    assert table == read_json(out / "stages.json")
     assert before.items() <= stamps(out).items()
     return out, said
 
@@ -179,7 +193,7 @@ def test_the_model_is_the_last_stages_with_the_parents_sampler(run: tuple[Path, 
 
 @pytest.mark.ray
 def test_the_table_compares_parent_pruned_and_distilled(run: tuple[Path, Said]) -> None:
-    out, said = run
+    out, _ = run
     table = read_json(out / "stages.json")
     rows = table["rows"]
     columns = ("name", "steps", "patch_nums", "codes", "nfe")
@@ -208,11 +222,8 @@ def test_the_table_compares_parent_pruned_and_distilled(run: tuple[Path, Said]) 
     text = (out / "stages.md").read_text()
     assert text == markdown(rows, table["note"])
     assert f"FID of 50 images on features of {parent['extractor']}" in text
-    assert "pruned 2" in said.text
-    assert "NLL per image" in said.text
-    narrow = Said(width=40)
-    print_table(rows, table["note"], narrow)
-    lines = narrow.text.splitlines()
+    lines = plain_text(rows, table["note"]).splitlines()
+    assert lines[6:] == [table["note"]]
     assert len({len(line) for line in lines[:6]}) == 1
     assert lines[1].split()[:4] == ["parent", "0", "1,2,3,4", "30"]
     assert lines[5].split()[6:8] == [f"{stage_2['nll']:.3f}", f"{stage_2['nll_per_image']:.1f}"]
@@ -220,16 +231,24 @@ def test_the_table_compares_parent_pruned_and_distilled(run: tuple[Path, Said]) 
 
 @pytest.mark.ray
 def test_a_finished_run_prints_its_table_without_ray(
-    run: tuple[Path, Said], make: Make, preset: Preset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    run: tuple[Path, Said], make: Make, preset: Preset, parent: Path, digits_shards: Path,
+    classifier_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     out, _ = run
     monkeypatch.setattr(distillation, "session", None)  # nothing may start or join a cluster
     kept = {path: stamp for path, stamp in stamps(out).items() if path.parent.name != out.name}
-    said = Said()
-    distill(make(out), preset, None, said)
+    command = [
+        "srdd", "train", "distill", "--model", parent, "--data", digits_shards, "--out", out,
+        "--stages", "1,2,4/1,4", "--stage-steps", STEPS, "--lr", 3e-3, "--teacher-kl", 0.1,
+        "--batch-size", 33, "--weights", classifier_dir, "--num", 50,
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    main()
     assert kept.items() <= stamps(out).items()
-    assert "stage 2" in said.text
-    assert f"{out} is finished: {out / 'model'}" in said.text
+    printed = capsys.readouterr().out
+    assert "stage 2" in printed
+    assert "NLL per image" in printed
+    assert printed.endswith(f"{out} is finished: {out / 'model'}\n")
     for change, named in (
         ({"stages": ((1, 3, 4), (1, 4))}, "stages"),
         ({"lr": 1e-3}, r"optim\.lr"),
@@ -237,7 +256,7 @@ def test_a_finished_run_prints_its_table_without_ray(
         ({"teacher_kl": 0.2}, r"loss\.teacher_kl"),
     ):
         with pytest.raises(UserError, match=f"other settings .*{named}"):
-            distill(make(out, **change), preset, None, Said())
+            distill(make(out, **change), preset, None)
 
 
 def test_without_weights_there_is_no_fid(parent: Path, digits_shards: Path, tmp_path: Path) -> None:
@@ -246,7 +265,9 @@ def test_without_weights_there_is_no_fid(parent: Path, digits_shards: Path, tmp_
     )
     config = SamplerConfig()
     specs = [RowSpec(name="pruned 1", order=1, pipeline=str(parent), pruned=(1, 4))]
-    job = Job(kind="transformer", run="", data=str(digits_shards), settings={"data": "digits"})
+    model = srdd.load_pipeline(parent).transformer.config
+    settings = Settings(model=model, optim=OptimConfig(steps=1), data="digits")
+    job = Job(kind=KINDS["transformer"], run="", data=str(digits_shards), settings=settings)
     keys = row_keys(specs, config, evaluation, job)
     load = partial(load_maker, tmp_path, config, evaluation, job)
     make_rows(tmp_path, list(zip(specs, keys, strict=True)), load)
@@ -261,7 +282,7 @@ def test_without_weights_there_is_no_fid(parent: Path, digits_shards: Path, tmp_
     found = {*keys, *row_keys(other, config, evaluation, job)}
     found |= {*row_keys(specs, SamplerConfig(cfg=1.0), evaluation, job)}
     found |= {*row_keys(specs, config, replace(evaluation, num=60), job)}
-    left_out = replace(job, settings={"data": "digits", "skipped": {"val": {"x": 1}}})
+    left_out = replace(job, settings=replace(settings, skipped={"val": {"x": 1}}))
     found |= {*row_keys(specs, config, evaluation, left_out)}
     assert len(found) == 6
     assert row_keys(specs, SamplerConfig(cfg_ramp="constant"), evaluation, job) == keys
@@ -325,7 +346,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     make: Make, preset: Preset, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        distill(make(tmp_path / "run", **change), preset, None, Said())
+        distill(make(tmp_path / "run", **change), preset, None)
     assert not (tmp_path / "run").exists()
 
 
@@ -334,22 +355,21 @@ def test_other_images_and_a_teacher_that_looks_back_are_refused(
 ) -> None:
     prepare(source="digits", resolution=8, out=tmp_path / "small")
     with pytest.raises(UserError, match=r"draws 16 px images, .* holds 8 px ones"):
-        distill(make(tmp_path / "run", data=tmp_path / "small"), preset, None, Said())
+        distill(make(tmp_path / "run", data=tmp_path / "small"), preset, None)
     causal = tiny_pipelines["block_causal"]
     with pytest.raises(UserError, match="its mask is block_causal"):
-        distill(make(tmp_path / "run", model=causal), preset, None, Said())
+        distill(make(tmp_path / "run", model=causal), preset, None)
     with pytest.raises(UserError, match="is no classifier directory"):
-        distill(make(tmp_path / "run", weights=str(tmp_path / "small")), preset, None, Said())
+        distill(make(tmp_path / "run", weights=str(tmp_path / "small")), preset, None)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_describes_each_stage_and_writes_nothing(
     make: Make, preset: Preset, tmp_path: Path
 ) -> None:
-    said = Said()
-    dry_run_stages(make(tmp_path / "run", stages=((1, 4),)), preset, said)
+    (text,) = dry_run_stages(make(tmp_path / "run", stages=((1, 4),)), preset)
     assert list(tmp_path.iterdir()) == []
-    assert "Stage 1 of 1: 1,4" in said.text
-    assert f"Nothing was written to {tmp_path / 'run' / 'stage_1'}" in said.text
-    assert '"teacher_kl": 0.1' in said.text
-    assert '"parent": [' in said.text
+    assert text.startswith("Stage 1 of 1: 1,4\n")
+    assert f"Nothing was written to {tmp_path / 'run' / 'stage_1'}" in text
+    assert '"teacher_kl": 0.1' in text
+    assert '"parent": [' in text

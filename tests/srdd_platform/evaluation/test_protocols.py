@@ -67,15 +67,14 @@ def search(root: Path, out: Path, trials: int) -> Console:
     return console
 
 
-def distillation(root: Path) -> tuple[Distillation, Console]:
+def distillation(root: Path) -> Distillation:
     evaluation = EvaluationConfig(
         data=str(root / "data"), extractor="classifier", weights=str(root / "classifier"), num=60
     )
-    job = Distillation(
+    return Distillation(
         model=root / "model", data=evaluation.data, out=root / "distillation", stages=((1, 4),),
         steps=1, options=TransformerOptions(batch_size=30), evaluation=evaluation,
     )  # fmt: skip
-    return job, Console(file=io.StringIO(), width=200)
 
 
 def same(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -124,8 +123,8 @@ def test_a_distillation_s_table_goes_on_under_the_protocol_it_was_begun_under(
     before = files(out)
     lost = read_json(out / "stages.json")["rows"][2]
     (out / "rows" / f"{lost['key']}.json").unlink()
-    job, console = distillation(first)
-    distill(job, digits(), None, console)
+    job = distillation(first)
+    distill(job, digits(), None)
     after = files(out)
     assert after.keys() == before.keys()
     assert same(lost, read_json(out / "rows" / f"{lost['key']}.json"))
@@ -133,7 +132,7 @@ def test_a_distillation_s_table_goes_on_under_the_protocol_it_was_begun_under(
     assert read_json(out / "config.json")["runtime"]["protocol"] == FIRST_PROTOCOL
     assert "begun under fid@1, whose KID is biased" in (out / "stages.md").read_text()
     stamps = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
-    distill(job, digits(), None, console)
+    distill(job, digits(), None)
     assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == stamps
 
 
@@ -198,9 +197,9 @@ def test_a_protocol_of_a_later_version_is_refused(first: Path) -> None:
     text = "was begun under the evaluation protocol 'fid@9 x', which this version does not know"
     with pytest.raises(UserError, match=text):
         search(first, first / "sweep", trials=3)
-    job, console = distillation(first)
+    job = distillation(first)
     with pytest.raises(UserError, match=text):
-        distill(job, digits(), None, console)
+        distill(job, digits(), None)
 
 
 def test_values_in_the_columns_of_a_protocol() -> None:

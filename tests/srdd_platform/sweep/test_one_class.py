@@ -122,7 +122,7 @@ def test_a_distillation_by_a_classifier_is_refused_before_it_trains(
         options=TransformerOptions(), evaluation=evaluation,
     )  # fmt: skip
     with pytest.raises(UserError, match=NOTHING):
-        distill(job, digits(), None, Console(file=io.StringIO()))
+        distill(job, digits(), None)
     assert list(tmp_path.iterdir()) == []
 
 

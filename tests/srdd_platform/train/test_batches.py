@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from srdd.errors import UserError
 from srdd.presets import digits
 from srdd.train.config import OptimConfig
-from srdd.train.loop import Alone, Batch
-from srdd.validation import to_dict
+from srdd.train.task import Batch
+from srdd.train.workers import Alone
 from srdd_platform.core.files import write_json
 from srdd_platform.data.ahead import read_ahead
 from srdd_platform.data.augment import Augmentation
@@ -24,7 +24,10 @@ from srdd_platform.data.codes import FORMAT, choose_views
 from srdd_platform.data.dataset import ShardDataset, global_indices
 from srdd_platform.data.shards import prepare
 from srdd_platform.train.batches import batches
-from srdd_platform.train.job import Job, Kind, make_job
+from srdd_platform.train.data import open_data
+from srdd_platform.train.job import Job, make_job
+from srdd_platform.train.kind import Inputs, Settings
+from srdd_platform.train.kinds import KINDS
 from srdd_platform.train.options import Options, TransformerOptions
 
 CPU = torch.device("cpu")
@@ -46,15 +49,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
-def job(data: Path, kind: Kind = "tokenizer", **options: object) -> Job:
+def job(data: Path, kind: str = "tokenizer", **options: object) -> Job:
     optim = OptimConfig(steps=STEPS, batch_size=BATCH, seed=3)
-    settings = {"optim": to_dict(optim), **options}
-    return Job(kind=kind, run="nowhere", data=str(data), settings=settings)
+    settings = Settings(model=None, optim=optim, more=options)
+    return Job(kind=KINDS[kind], run="nowhere", data=str(data), settings=settings)
+
+
+def read_by(job: Job, threads: int) -> Job:
+    return replace(job, runtime=replace(job.runtime, loader_workers=threads))
 
 
 def merged(job: Job, world: int, first: int = 0) -> list[Batch]:
     """The global batches, put together from the slices of all ranks: rank r has every w-th."""
-    ranks = [batches(job, Alone(rank=r, world=world), first, CPU) for r in range(world)]
+    data, steps = open_data(job), range(first, job.steps)
+    places = [Alone(rank=rank, world=world) for rank in range(world)]
+    ranks = [batches(data, job.optim, place, steps, CPU) for place in places]
     found = []
     for parts in zip(*ranks, strict=True):
         assert {part.global_size for part in parts} == {BATCH}
@@ -77,8 +86,8 @@ def equal(a: list[Batch], b: list[Batch]) -> bool:
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_any_number_of_workers_sees_the_same_batches(data: Path, world: int, threads: int) -> None:
     """Seven images do not divide by two, three, four or six, and there are four shards."""
-    varied = replace(job(data, augmentation={"crop": True, "flip": True}), loader_workers=threads)
-    alone = merged(replace(varied, loader_workers=0), 1)
+    varied = read_by(job(data, augmentation={"crop": True, "flip": True}), threads)
+    alone = merged(read_by(varied, 0), 1)
     assert len(alone) == STEPS
     assert equal(merged(varied, world), alone)
 
@@ -127,7 +136,7 @@ def codes(tmp_path: Path) -> Path:
 
 
 def test_codes_of_the_epochs_views(data: Path, codes: Path) -> None:
-    trained = replace(job(data, "transformer"), codes=str(codes))
+    trained = replace(job(data, "transformer"), inputs=Inputs(codes=str(codes)))
     alone = merged(trained, 1)
     for world in (2, 3, 4):
         assert equal(merged(trained, world), alone)
@@ -182,11 +191,11 @@ def preset_of_8_px():
 
 
 def test_crops_are_the_default_where_they_are_stored(data: Path, tmp_path: Path) -> None:
-    def settings(data: Path, kind: Kind = "tokenizer", **options: object) -> dict[str, object]:
+    def settings(data: Path, kind: str = "tokenizer", **options: object) -> dict[str, object]:
         made = make_job(kind, preset_of_8_px(), data, tmp_path / "run", Options(**options))
-        assert made.loader_workers == options.get("loader_workers", 1)
-        assert "loader_workers" in made.runtime
-        return made.settings
+        assert made.runtime.loader_workers == options.get("loader_workers", 1)
+        assert "loader_workers" in made.config[1]
+        return dict(made.settings.more)
 
     prepare(source="folder", path=data.parent / "tree", resolution=8, out=tmp_path / "plain")
     for kind in ("tokenizer", "classifier"):
@@ -211,10 +220,18 @@ def test_views_are_part_of_a_transformers_settings(
         return make_job("transformer", digits(), tmp_path / "d", tmp_path / "run", own,
                         tokenizer=tokenizer)  # fmt: skip
 
-    assert "codes" not in made().settings
+    assert "codes" not in made().settings.more
     varied = made(views=3, flip=True)
-    assert varied.settings["codes"] == {"views": 3, "flip": True}
-    assert len({made().codes, varied.codes, made(views=3).codes, made(views=2).codes}) == 4
+    assert varied.settings.more["codes"] == {"views": 3, "flip": True}
+    assert (
+        len(
+            {
+                made(**views).inputs.codes
+                for views in ({}, {"views": 3, "flip": True}, {"views": 3}, {"views": 2})
+            }
+        )
+        == 4
+    )
     with pytest.raises(UserError, match="raise --views to flip"):
         made(flip=True)
     with pytest.raises(UserError, match="--crop is for trainings on pixels"):

@@ -10,43 +10,40 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from rich.console import Console
 
 from srdd.presets import cifar10, digits, var_size
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd.train.loop import Batch
 from srdd.train.memory import count_memory
+from srdd.train.task import Batch
 from srdd.validation import to_dict
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd_platform.core.files import write_json
 from srdd_platform.train import dry_run as module
 from srdd_platform.train.dry_run import dry_run
 from srdd_platform.train.estimate import measure, parameter_counts, worker_memory
-from srdd_platform.train.job import Job, make_job, transformer_settings
+from srdd_platform.train.job import Job, Runtime, make_job
+from srdd_platform.train.kind import Inputs, Settings
+from srdd_platform.train.kinds import KINDS
 from srdd_platform.train.options import Options, TokenizerOptions
-from srdd_platform.train.tasks import blank_task, build_task
 
 D16 = TransformerConfig(patch_nums=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 
 
-def d16(root: Path, data: Path, **changes: object) -> Job:
+def d16(root: Path, data: Path) -> Job:
     """VAR-d16 at 256 px; of its tokenizer there is the configuration alone."""
     tokenizer = TokenizerConfig(resolution=256, patch_nums=D16.patch_nums, vocab_size=4096)
     write_json(root / "tokenizer" / "config.json", {"kind": "tokenizer", **to_dict(tokenizer)})
     optim = OptimConfig(steps=1000, batch_size=224, ema=0.99, precision="bfloat16")
-    settings = transformer_settings(var_size(D16, 16), TransformerLossConfig(), optim, 1e-3)
-    job = Job(
-        kind="transformer", run=str(root / "run"), data=str(data), settings=settings,
-        tokenizer=str(root / "tokenizer"), device="cuda",
+    return Job(
+        kind=KINDS["transformer"], run=str(root / "run"), data=str(data),
+        settings=settings_of(var_size(D16, 16), optim),
+        inputs=Inputs(tokenizer=str(root / "tokenizer")), runtime=Runtime(device="cuda"),
     )  # fmt: skip
-    return replace(job, **changes)  # type: ignore[arg-type]
 
 
-def said(job: Job, tmp_path: Path) -> str:
-    path = tmp_path / "said.txt"
-    with path.open("w") as file:
-        dry_run(job, Console(file=file, width=80))
-    return path.read_text()
+def settings_of(model: TransformerConfig, optim: OptimConfig) -> Settings:
+    loss = TransformerLossConfig()
+    return Settings(model=model, loss=loss, optim=optim, more={"init_gate": 1e-3})
 
 
 def test_the_command_says_it_all_and_touches_nothing(digits_shards: Path, tmp_path: Path) -> None:
@@ -80,7 +77,7 @@ def test_the_command_says_it_all_and_touches_nothing(digits_shards: Path, tmp_pa
 def test_ray_is_not_started(digits_shards: Path, tmp_path: Path) -> None:
     started = ray.is_initialized()
     options = Options(batch_size=4)
-    dry_run(make_job("classifier", digits(), digits_shards, tmp_path / "x", options), Console())
+    dry_run(make_job("classifier", digits(), digits_shards, tmp_path / "x", options))
     assert ray.is_initialized() == started
     assert list(tmp_path.iterdir()) == []
 
@@ -88,7 +85,7 @@ def test_ray_is_not_started(digits_shards: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would be tried on the GPU")
 def test_a_model_that_no_memory_here_holds_is_counted(digits_shards: Path, tmp_path: Path) -> None:
     """VAR's d16 has 310 million parameters, and 171 GB of activations at this batch size."""
-    text = said(d16(tmp_path, digits_shards), tmp_path)
+    text = dry_run(d16(tmp_path, digits_shards))
     assert re.search(r"in all +310,283,520 +168,064\n", text)
     assert re.search(r"weights +1\.24 GB\n", text)
     assert re.search(r"moments +2\.48 GB\n", text)
@@ -105,8 +102,8 @@ def test_memory_is_shared_by_workers_and_saved_by_parts_and_by_computing_again(
     optim = OptimConfig(steps=10, batch_size=8)
 
     def memory(optim: OptimConfig, **changes: object):  # type: ignore[no-untyped-def]
-        settings = transformer_settings(small, TransformerLossConfig(), optim, 1e-3)
-        return worker_memory(replace(job, settings=settings, **changes))  # type: ignore[arg-type]
+        runtime = replace(job.runtime, **changes)  # type: ignore[arg-type]
+        return worker_memory(replace(job, settings=settings_of(small, optim), runtime=runtime))
 
     one = memory(optim)
     assert one.sharing == one.average == 0
@@ -131,14 +128,11 @@ def test_memory_counted_is_memory_taken_but_for_the_kernels_own() -> None:
     preset = cifar10()
     inputs = torch.zeros(32, 3, 32, 32, dtype=torch.uint8)
     batch = Batch(inputs, torch.zeros(32, dtype=torch.int64), torch.arange(32), 32)
-    job = Job(
-        kind="tokenizer", run="", data="",
-        settings={
-            "model": to_dict(preset.tokenizer), "loss": to_dict(preset.tokenizer_loss),
-            "optim": to_dict(preset.tokenizer_optim),
-        },
-    )  # fmt: skip
-    counted = count_memory(blank_task(job), batch, preset.tokenizer_optim, 0)
+    settings = Settings(
+        model=preset.tokenizer, loss=preset.tokenizer_loss, optim=preset.tokenizer_optim
+    )
+    job = Job(kind=KINDS["tokenizer"], run="", data="", settings=settings)
+    counted = count_memory(job.blank_task(), batch, preset.tokenizer_optim, 0)
     done = subprocess.run(
         [sys.executable, str(PEAK), "32", "1"], capture_output=True, text=True, check=False
     )
@@ -151,15 +145,15 @@ def test_parameters_counted_are_those_of_the_task(
     kind: str, digits_shards: Path, tmp_path: Path
 ) -> None:
     options = TokenizerOptions(gan_weight=0.4) if kind == "tokenizer" else Options()
-    job = make_job(kind, digits(), digits_shards, tmp_path / "run", options)  # type: ignore[arg-type]
-    counts = parameter_counts(blank_task(job))
-    task = build_task(job)
+    job = make_job(kind, digits(), digits_shards, tmp_path / "run", options)
+    counts = parameter_counts(job.blank_task())
+    task = job.build_task()
     own = sum(parameter.numel() for parameter in task.module.parameters())
     helper = counts.pop("discriminator", (0, 0))
     assert sum(trained for trained, _ in counts.values()) == own
     assert all(frozen == 0 for _, frozen in counts.values())
     assert (helper[0] > 0) == (kind == "tokenizer")
-    assert all(parameter.is_meta for parameter in blank_task(job).module.parameters())
+    assert all(parameter.is_meta for parameter in job.blank_task().module.parameters())
 
 
 def test_an_update_is_measured_at_its_dearest(digits_shards: Path, tmp_path: Path) -> None:
@@ -193,6 +187,6 @@ def test_updates_are_tried_with_as_many_images_as_fit(
     assert images(1e12, flops=10**8) == 20  # 3 updates in 30 s at 0.2 GFLOPS
     assert images(1e12, flops=10**10) == 0
     monkeypatch.setattr(module, "free_memory", lambda device: 0)
-    text = said(job, tmp_path)
+    text = dry_run(job)
     assert "Free here: 0 B, and 1.5 times the count should be: train a smaller model" in text
     assert "No estimate: one image's updates fit neither" in text

@@ -48,7 +48,7 @@ with session(cluster.address) as here:
     options = Options(workers="1:2", max_steps=10**6, checkpoint_every=10, batch_size=32)
     job = make_job("classifier", digits(), data, run, options)
     training = threading.Thread(
-        target=train, args=([job], here, Console(file=io.StringIO())), daemon=True
+        target=train, args=([job], here), daemon=True
     )
     training.start()
     until(1)

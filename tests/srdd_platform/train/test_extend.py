@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 
 from srdd.errors import UserError
+from srdd.metrics.classifier import ClassifierConfig
+from srdd.train.config import OptimConfig
 from srdd_platform.core.files import read_json, write_json
 from srdd_platform.train.extend import extended, extends, is_finished, mark_finished
 from srdd_platform.train.job import Job
+from srdd_platform.train.kind import Settings
+from srdd_platform.train.kinds import KINDS
 
 
 @pytest.fixture
@@ -20,8 +24,9 @@ def run(tmp_path: Path) -> Path:
 
 
 def _job(run: Path, extend_to: int = 0) -> Job:
-    settings: dict[str, Any] = {"optim": {"steps": 20}}
-    return Job(kind="transformer", run=str(run), data="", settings=settings, extend_to=extend_to)
+    model = ClassifierConfig(num_classes=2, resolution=16)
+    settings, kind = Settings(model=model, optim=OptimConfig(steps=20)), KINDS["classifier"]
+    return Job(kind=kind, run=str(run), data="", settings=settings, extend_to=extend_to)
 
 
 def _events(run: Path) -> Any:

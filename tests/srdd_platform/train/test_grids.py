@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,39 +15,42 @@ from srdd.rng import image_seeds
 from srdd.train.classifier import ClassifierTask
 from srdd.train.config import OptimConfig, TokenizerLossConfig, TransformerLossConfig
 from srdd.train.ema import finished_weights
-from srdd.train.loop import Batch, Task, fit
-from srdd.train.var.tokenizer import TokenizerTask
-from srdd.train.var.transformer import TransformerTask
+from srdd.train.loop import Hook, checkpoint_hook, fit
+from srdd.train.previews import grid_labels
+from srdd.train.task import Batch, Task
+from srdd.train.var.tokenizer_task import TokenizerTask
+from srdd.train.var.transformer_task import TransformerTask
 from srdd.var.pipeline import load_tokenizer
 from srdd_platform.core.images import grid, to_png, to_uint8
 from srdd_platform.data.dataset import ShardDataset, load_arrays
-from srdd_platform.train.job import Job
-from srdd_platform.train.previews import draw, grid_labels, grid_path, grid_steps, painter
+from srdd_platform.train.data import ImageData
+from srdd_platform.train.previews import draw, grid_path, grid_steps
 
-CPU = torch.device("cpu")
-OPTIM = OptimConfig(steps=6, batch_size=8, ema=0.5, lr=1e-2)
+OPTIM = OptimConfig(steps=6, batch_size=8, ema=0.5, lr=1e-2, seed=3)
 TOKENIZER = replace(digits().tokenizer, ch=8)
 
 
-def train(task: Task, inputs: Tensor, job: Job | None) -> dict[str, Tensor]:
-    """Train six steps, with a grid every two where a job is given; returns all of the state."""
+def train(task: Task, inputs: Tensor, data: Path | None, run: Path) -> dict[str, Tensor]:
+    """Train six steps, with a grid every two where there are data; returns all of the state."""
 
     def batches(step: int) -> Iterator[Batch]:
         for at in range(step, OPTIM.steps):
             index = torch.arange(8) + 8 * at
             yield Batch(inputs[index], torch.arange(8), index, 8)
 
+    def preview(step: int) -> None:
+        if data is not None:
+            draw(task, ImageData(partial(ShardDataset, data)).spread, grid_path(run, step))
+
     states = []
-    paint = painter(job, task, CPU) if job else None
+    hooks = [
+        Hook(run=lambda step, _: preview(step), every=2, with_average=True),
+        checkpoint_hook(100, lambda step, state: states.append(state)),
+    ]
     torch.manual_seed(5)
-    ema = fit(
-        task, OPTIM, batches, grid_every=2 if job else 0, checkpoint_every=100,
-        on_grid=lambda step: draw(job, task, paint, step) if job and paint else None,
-        on_checkpoint=lambda step, state: states.append(state),
-    )  # fmt: skip
-    if job and paint:
-        with ema.applied():
-            draw(job, task, paint, OPTIM.steps)
+    ema = fit(task, OPTIM, batches, hooks=hooks)
+    with ema.applied():
+        preview(OPTIM.steps)
     drawn = {"generator": torch.random.get_rng_state()}
     own = {f"own.{name}": value for name, value in task.module.state_dict().items()}
     return {**drawn, **own, **finished_weights(states[0])}
@@ -64,11 +68,10 @@ def test_a_tokenizers_grids_show_originals_above_reconstructions_and_change_noth
     digits_shards: Path, tmp_path: Path
 ) -> None:
     images, _ = load_arrays(digits_shards, "train")
-    job = Job(kind="tokenizer", run=str(tmp_path), data=str(digits_shards), settings={})
     plain = TokenizerTask(TOKENIZER, TokenizerLossConfig(restart_every=3), OPTIM)
     drawn = TokenizerTask(TOKENIZER, TokenizerLossConfig(restart_every=3), OPTIM)
-    expected = train(plain, images, None)
-    found = train(drawn, images, job)
+    expected = train(plain, images, None, tmp_path)
+    found = train(drawn, images, digits_shards, tmp_path)
     assert equal(found, expected)
     assert drawn.module.used_SV.equal(plain.module.used_SV)
     assert list(grid_steps(tmp_path)) == [2, 4, 6]
@@ -93,17 +96,13 @@ def test_a_transformers_grids_are_the_samples_of_the_averaged_weights_and_change
     config = load_pipeline(tiny_pipeline).transformer.config
     if unconditional:
         config = replace(config, unconditional=True, num_classes=1)
-    job = Job(
-        kind="transformer", run=str(tmp_path), data=str(digits_shards),
-        tokenizer=str(tiny_pipeline / "tokenizer"), settings={"optim": {"seed": 3}},
-    )  # fmt: skip
     plain, drawn = (
         TransformerTask(config, TransformerLossConfig(), OPTIM, tokenizer, init_head=6.0)
         for _ in range(2)
     )
     codes = torch.randint(0, 32, (64, 30), generator=torch.Generator().manual_seed(0))
-    expected = train(plain, codes, None)
-    found = train(drawn, codes, job)
+    expected = train(plain, codes, None, tmp_path)
+    found = train(drawn, codes, digits_shards, tmp_path)
     assert equal(found, expected)
     assert list(grid_steps(tmp_path)) == [2, 4, 6]
 
@@ -128,5 +127,5 @@ def test_classes_take_turns_or_are_spread_evenly() -> None:
 
 def test_a_classifier_has_no_grid(digits_shards: Path, tmp_path: Path) -> None:
     task = ClassifierTask(ClassifierConfig(num_classes=10, resolution=16), OPTIM)
-    job = Job(kind="classifier", run=str(tmp_path), data=str(digits_shards), settings={})
-    assert painter(job, task, CPU) is None
+    draw(task, ImageData(partial(ShardDataset, digits_shards)).spread, tmp_path / "grid.png")
+    assert list(tmp_path.iterdir()) == []

@@ -16,8 +16,10 @@ from srdd.var.config import TransformerConfig
 from srdd_platform.cli import main as cli
 from srdd_platform.core.files import write_json
 from srdd_platform.train import dry_run
-from srdd_platform.train.estimate import changed, worker_memory
-from srdd_platform.train.job import Job, transformer_settings
+from srdd_platform.train.estimate import worker_memory
+from srdd_platform.train.job import Job
+from srdd_platform.train.kind import Inputs, Settings
+from srdd_platform.train.kinds import KINDS
 from srdd_platform.train.memory_advice import SPARE, advice_to_fit, fits, parts_that_fit
 
 MB = 10**6
@@ -25,12 +27,10 @@ MB = 10**6
 
 def tokenizer_job(preset: str) -> Job:
     chosen = get_preset(preset)
-    settings = {
-        "model": to_dict(chosen.tokenizer),
-        "loss": to_dict(chosen.tokenizer_loss),
-        "optim": to_dict(chosen.tokenizer_optim),
-    }
-    return Job(kind="tokenizer", run="", data="", settings=settings)
+    settings = Settings(
+        model=chosen.tokenizer, loss=chosen.tokenizer_loss, optim=chosen.tokenizer_optim
+    )
+    return Job(kind=KINDS["tokenizer"], run="", data="", settings=settings)
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ def transformer_job(tmp_path: Path) -> Job:
         num_phi=tokenizer.num_phi,
     )  # fmt: skip
     optim = OptimConfig(steps=10, batch_size=8)
-    settings = transformer_settings(model, TransformerLossConfig(), optim, 1e-3)
-    return Job(
-        kind="transformer", run="", data="", settings=settings,
-        tokenizer=str(tmp_path / "tokenizer"),
-    )  # fmt: skip
+    settings = Settings(
+        model=model, loss=TransformerLossConfig(), optim=optim, more={"init_gate": 1e-3}
+    )
+    inputs = Inputs(tokenizer=str(tmp_path / "tokenizer"))
+    return Job(kind=KINDS["transformer"], run="", data="", settings=settings, inputs=inputs)
 
 
 def test_at_full_size_the_parts_advised_fit_and_fewer_do_not() -> None:
@@ -59,18 +59,19 @@ def test_at_full_size_the_parts_advised_fit_and_fewer_do_not() -> None:
     parts = parts_that_fit(job, free)
     assert parts == 16
     assert advice_to_fit(job, free) == "give --accumulate 16 (4 at once, the same model)"
-    assert fits(worker_memory(changed(job, "optim", accumulate=parts)), free)
+    assert fits(worker_memory(job.with_optim(accumulate=parts)), free)
     for fewer in (2, 9, 12):
-        assert not fits(worker_memory(changed(job, "optim", accumulate=fewer)), free)
+        assert not fits(worker_memory(job.with_optim(accumulate=fewer)), free)
 
 
 def followed(job: Job, advice: str) -> Job:
     """A job with the options that the advice names."""
     given = dict(re.findall(r"--(accumulate|workers) (\d+)", advice))
     optim = {"accumulate": int(given.get("accumulate", 1)), "recompute": "--recompute" in advice}
-    job = changed(job, "optim", **optim)
+    job = job.with_optim(**optim)
     if "--parallel fsdp" in advice:
-        job = replace(job, parallel="fsdp", workers=int(given["workers"]))
+        runtime = replace(job.runtime, parallel="fsdp", workers=int(given["workers"]))
+        job = replace(job, runtime=runtime)
     return job
 
 
@@ -78,7 +79,7 @@ def test_each_change_advised_for_a_transformer_is_enough(transformer_job: Job) -
     job = transformer_job
 
     def memory(**optim: object) -> float:
-        return SPARE * worker_memory(changed(job, "optim", **optim)).total
+        return SPARE * worker_memory(job.with_optim(**optim)).total
 
     one, again = memory(accumulate=8), memory(accumulate=8, recompute=True)
     asked = {

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from srdd.train.loop import Batch
+from srdd.train.task import Batch
 from srdd_platform.train.device_flops import device_peak, find_peak
 from srdd_platform.train.monitor import Meter
 

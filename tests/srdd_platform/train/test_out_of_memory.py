@@ -6,19 +6,24 @@ from typing import Any
 import pytest
 import torch
 
+from srdd.train.config import OptimConfig
+from srdd.var.config import TransformerConfig
 from srdd_platform.cli.command_errors import guarded
 from srdd_platform.core.files import read_json
 from srdd_platform.core.out_of_memory import is_out_of_memory, killed_for_memory
 from srdd_platform.core.runs import open_run
 from srdd_platform.train.job import Job
+from srdd_platform.train.kind import Settings
+from srdd_platform.train.kinds import KINDS
 from srdd_platform.train.out_of_memory import advice
 
-OPTIM = {"batch_size": 33, "accumulate": 1, "recompute": False, "lr": 0.1}
-JOB = Job(kind="transformer", run="run", data="data", settings={"optim": OPTIM})
+MODEL = TransformerConfig(patch_nums=(1, 2))
+OPTIM = OptimConfig(steps=9, batch_size=33, lr=0.1)
 
 
-def job(**optim: Any) -> Job:
-    return replace(JOB, settings={"optim": {**OPTIM, **optim}})
+def job(kind: str = "transformer", **optim: Any) -> Job:
+    settings = Settings(model=MODEL, optim=replace(OPTIM, **optim))
+    return Job(kind=KINDS[kind], run="run", data="data", settings=settings)
 
 
 def too_much() -> None:
@@ -51,7 +56,7 @@ def test_a_worker_that_ray_ends_for_memory_is_told_from_one_that_was_killed() ->
         (job(accumulate=3), 2, r"6 images at once .* --accumulate 6 \(3 at once"),
         (job(batch_size=2), 2, r"1 image at once .* --recompute"),
         (job(batch_size=2, recompute=True), 2, r"1 image at once .* --parallel fsdp"),
-        (replace(job(batch_size=1), kind="tokenizer"), 1, r"1 image at once .* smaller model"),
+        (job("tokenizer", batch_size=1), 1, r"1 image at once .* smaller model"),
     ],
 )
 def test_the_advice_names_what_was_held_at_once_and_what_to_try(
@@ -66,7 +71,7 @@ def test_the_advice_names_what_was_held_at_once_and_what_to_try(
 def test_settings_of_memory_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
     first, other = job(), job(accumulate=4, recompute=True)
     assert first.config_hash == other.config_hash != job(lr=0.2).config_hash
-    for settings in (first.settings, other.settings):
+    for settings in (first.settings.to_json(), other.settings.to_json()):
         with open_run(tmp_path / "run", "train transformer", settings, {}):
             pass
         assert read_json(tmp_path / "run" / "config.json")["settings"] == settings

@@ -22,8 +22,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from srdd.errors import UserError
 from srdd.presets import digits
 from srdd.train.config import OptimConfig, TransformerLossConfig
-from srdd.train.loop import Batch, fit
-from srdd.train.var.transformer import TransformerTask, arrange
+from srdd.train.loop import Log, checkpoint_hook, fit
+from srdd.train.task import Batch
+from srdd.train.var.transformer import arrange
+from srdd.train.var.transformer_task import TransformerTask
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.tokenizer import Tokenizer
 from srdd_platform.train.job import make_job
@@ -96,8 +98,10 @@ def _run(
     curve: dict[int, dict[str, float]] = {}
     states: dict[int, Any] = {}
 
+    distributed = workers.wrap
+
     def wrap(module: nn.Module) -> nn.Module:
-        wrapped = workers.wrap(module)
+        wrapped = distributed(module)
         return _Poisoned(wrapped) if workers.rank == workers.world - 1 else wrapped
 
     def validate() -> dict[str, float]:
@@ -110,11 +114,14 @@ def _run(
             logits = whole.model(batch.labels_b, batch.inputs)
         return {"nll": float(nn.functional.cross_entropy(logits.mT, batch.inputs))}
 
+    workers = copy.copy(workers)
+    workers.wrap = wrap  # type: ignore[method-assign]
     ema = fit(
-        task, optim, _batches(workers), resume=resume, wrap=wrap, reduce=workers, log_every=1,
-        on_log=curve.__setitem__, checkpoint_every=HALF_WAY,
-        on_checkpoint=lambda step, state: states.update({step: copy.deepcopy(state)}),
-        validate_every=2, validate=validate,
+        task, optim, _batches(workers), resume=resume, reduce=workers,
+        log=Log(write=curve.__setitem__, every=1, validate=validate, validate_every=2),
+        hooks=[checkpoint_hook(
+            HALF_WAY, lambda step, state: states.update({step: copy.deepcopy(state)})
+        )],
     )  # fmt: skip
     own = [p for p in task.module.parameters() if p.requires_grad]
     return {

@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from srdd.errors import UserError
 from srdd.presets import PRESETS, cifar10, digits, get_preset, var_size
-from srdd.train.var.transformer import TransformerTask
-from srdd.validation import from_dict
+from srdd.train.var.transformer_task import TransformerTask
 from srdd.var.config import TransformerConfig
 from srdd.var.official.published import VAR_256
 from srdd.var.pipeline import load_tokenizer
@@ -27,7 +26,6 @@ from srdd_platform.data.recipes import RECIPES
 from srdd_platform.data.shards import prepare
 from srdd_platform.train.job import make_job
 from srdd_platform.train.options import TransformerOptions
-from srdd_platform.train.tasks import build_task
 
 PAPER = ("mini-imagenet", "sun397", "ffhq", "afhq")
 
@@ -77,7 +75,8 @@ def test_depth_sets_vars_size(tiny_pipeline: Path, digits_shards: Path, tmp_path
         made = make_job(
             "transformer", digits(), digits_shards, tmp_path, options, tokenizer=tiny_pipeline
         )
-        return from_dict(TransformerConfig, made.settings["model"])
+        assert isinstance(made.model, TransformerConfig)
+        return made.model
 
     large = job(6)
     assert (large.depth, large.width, large.num_heads) == (6, 384, 6)
@@ -122,7 +121,7 @@ def test_a_converted_pipelines_tokenizer_is_trained_on(
     }
     preset = replace(digits(), tokenizer=load_tokenizer(out / "tokenizer").config)
     job = make_job("transformer", preset, data, tmp_path, TransformerOptions(), tokenizer=out)
-    task = build_task(job)
+    task = job.build_task()
     assert isinstance(task, TransformerTask)
     own = task.model.quantizer.state_dict()["codebook.weight"]
     assert torch.equal(own, tiny_official["vqvae"]["quantize.embedding.weight"])

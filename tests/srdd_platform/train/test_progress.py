@@ -1,18 +1,22 @@
 import io
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from srdd.train.config import OptimConfig
+from srdd_platform.cli.progress import bars
 from srdd_platform.core.runs import THROUGHPUT, append_metrics, cut_metrics
-from srdd_platform.train import progress
 from srdd_platform.train.job import Job
-from srdd_platform.train.progress import Pace, View, bars
+from srdd_platform.train.kind import Settings
+from srdd_platform.train.kinds import KINDS
+from srdd_platform.train.progress import Pace, View, follow
 
 
 def job(run: Path, steps: int = 100) -> Job:
-    optim = {"steps": steps, "batch_size": 8}
-    return Job(kind="tokenizer", run=str(run), data="", settings={"optim": optim})
+    settings = Settings(model=None, optim=OptimConfig(steps=steps, batch_size=8))
+    return Job(kind=KINDS["tokenizer"], run=str(run), data="", settings=settings)
 
 
 def log(run: Path, step: int, images_per_s: float = 4.0) -> None:
@@ -59,8 +63,8 @@ def test_lines_stand_in_for_the_bar_where_there_is_no_terminal(
 ) -> None:
     out = io.StringIO()
     now = iter(range(0, 10_000, 100))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(now)))
-    with bars([job(tmp_path)], Console(file=out, width=200)) as update:
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    with follow([job(tmp_path)], bars(Console(file=out, width=200))) as update:
         update()
         for step in range(1, 13):
             log(tmp_path, step)
@@ -77,7 +81,7 @@ def test_lines_stand_in_for_the_bar_where_there_is_no_terminal(
 def test_a_terminal_shows_a_bar_with_loss_speed_and_time_left(tmp_path: Path) -> None:
     out = io.StringIO()
     console = Console(file=out, width=120, force_terminal=True)
-    with bars([job(tmp_path)], console) as update:
+    with follow([job(tmp_path)], bars(console)) as update:
         update()
         log(tmp_path, 25)
         update()

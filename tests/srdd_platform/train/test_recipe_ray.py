@@ -1,6 +1,5 @@
 """The transformer's recipe on Ray Train: averages, extension, warm start, no classes."""
 
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 import srdd
@@ -57,10 +55,6 @@ def tokenizer(
     return directory
 
 
-def said() -> Console:
-    return Console(file=io.StringIO(), width=200)
-
-
 class Make:
     """Jobs that share a preset, data and tokenizer."""
 
@@ -81,7 +75,7 @@ def make(preset: Preset, digits_shards: Path, tokenizer: Path) -> Make:
 def whole(make: Make, ray_session: Session, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the whole recipe, without interruption, by one worker."""
     run = tmp_path_factory.mktemp("recipe") / "whole"
-    train([make(run)], ray_session, said())
+    train([make(run)], ray_session)
     return run
 
 
@@ -112,7 +106,7 @@ def test_the_model_holds_the_averages_and_is_validated_with_them(make: Make, who
     assert {f"nll_{side}x{side}" for side in pipeline.transformer.schedule.patch_nums} < (
         validation.keys()
     )
-    codes_nL, _ = load_codes(Path(make(whole).codes), "train")
+    codes_nL, _ = load_codes(Path(make(whole).inputs.codes), "train")
     used = torch.bincount(codes_nL.long().flatten()).double()
     entropy = float(-(used / used.sum()).xlogy(used / used.sum()).sum())
     assert validation["entropy"] == pytest.approx(entropy)  # beside it, of the train codes
@@ -128,7 +122,7 @@ def test_a_killed_worker_changes_nothing(
     run = tmp_path / "killed"
     run.mkdir()
     kill = kill_worker_after(run, 16)
-    train([make(run, max_failures=0)], ray_session, said())  # it got to a new checkpoint before
+    train([make(run, max_failures=0)], ray_session)  # it got to a new checkpoint before
     kill.close()
     assert same(weights(run), weights(whole))
     assert (run / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
@@ -141,7 +135,7 @@ def test_two_workers_train_the_same_model(
 ) -> None:
     """Shares of 17 and 16 of 33 samples, each in two parts."""
     run = tmp_path / "two"
-    train([make(run, workers=2, parallel=parallel)], ray_session, said())
+    train([make(run, workers=2, parallel=parallel)], ray_session)
     assert json.loads((run / "config.json").read_text())["runtime"]["parallel"] == parallel
     for one, two in zip(read_metrics(whole), read_metrics(run), strict=True):
         assert two == pytest.approx(one, rel=2e-3)
@@ -156,11 +150,11 @@ def test_a_finished_run_is_extended(
     shutil.copytree(whole, run)
     before = (run / "metrics.jsonl").read_text()
     with pytest.raises(UserError, match="has 20 steps: --extend-to must exceed them"):
-        train([make(run, extend_to=STEPS)], ray_session, said())
+        train([make(run, extend_to=STEPS)], ray_session)
     assert is_finished(run)
     job = make(run, extend_to=LONGER)
     assert extends(job)
-    train([job], ray_session, said())
+    train([job], ray_session)
     config = json.loads((run / "config.json").read_text())
     assert config["extensions"] == [{"from": STEPS, "to": LONGER, "finished": True}]
     assert config["settings"]["optim"]["steps"] == STEPS
@@ -173,21 +167,23 @@ def test_a_finished_run_is_extended(
 
     for again in (make(run), make(run, extend_to=LONGER)):  # finished: nothing to do
         assert not extends(again)
-        train([again], None, said())
+        train([again], None)
     with pytest.raises(UserError, match="has 30 steps"):
-        train([make(run, extend_to=25)], None, said())
+        train([make(run, extend_to=25)], None)
 
 
 def test_a_model_without_classes_begins_with_one_that_has_them(
-    make: Make, whole: Path, ray_session: Session, tmp_path: Path
-) -> None:
+    make: Make, whole: Path, ray_session: Session, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     """``--init-from`` and ``--unconditional``; the source may move, and is told by its content."""
-    source, run, console = tmp_path / "source", tmp_path / "alone", said()
+    source, run = tmp_path / "source", tmp_path / "alone"
+    caplog.set_level("INFO", "srdd_platform")
     shutil.copytree(whole / "model", source)
     settings: dict[str, Any] = {
         "unconditional": True, "init_from": source, "max_steps": 2, "lr": 1e-9, "ema": 0.0,
     }  # fmt: skip
-    train([make(run, **settings)], ray_session, console)
+    train([make(run, **settings)], ray_session)
     pipeline = srdd.load_pipeline(run)
     assert pipeline.class_names == ("image",)
     assert pipeline.transformer.config.unconditional
@@ -198,15 +194,15 @@ def test_a_model_without_classes_begins_with_one_that_has_them(
     init = json.loads((run / "config.json").read_text())["init"]
     assert "class_emb.weight (null class)" in init["taken"]
     assert init["new"] == ["class_emb.weight (others)"]
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = caplog.text
     assert "begins with" in text
     assert "new: class_emb.weight (others)" in text
 
     moved = tmp_path / "moved"
     source.rename(moved)
-    train([make(run, **{**settings, "init_from": moved})], None, said())
+    train([make(run, **{**settings, "init_from": moved})], None)
     with pytest.raises(UserError, match=r"init: .* -> absent"):
-        train([make(run, **{**settings, "init_from": None})], None, said())
+        train([make(run, **{**settings, "init_from": None})], None)
     with pytest.raises(UserError, match=r"--init-from .* neither a pipeline nor a finished"):
         make(tmp_path / "x", init_from=tmp_path)
 
@@ -222,4 +218,4 @@ def test_weights_of_another_tokenizer_are_refused(
             part.quantizer.codebook.weight[0, 0] += 1
     srdd.var.pipeline.save_pipeline(pipeline, source)
     with pytest.raises(UserError, match=r"another tokenizer: quantizer\.codebook\.weight differs"):
-        train([make(tmp_path / "run", init_from=source)], ray_session, said())
+        train([make(tmp_path / "run", init_from=source)], ray_session)

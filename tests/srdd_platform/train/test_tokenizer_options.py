@@ -1,12 +1,11 @@
-import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from srdd.errors import UserError
 from srdd.images import to_float
@@ -14,18 +13,20 @@ from srdd.metrics.quality import ssim, to_8bit
 from srdd.presets import Preset, digits
 from srdd.train.config import OptimConfig, TokenizerLossConfig
 from srdd.train.var.perceptual import Lpips
-from srdd.train.var.tokenizer import TokenizerTask
+from srdd.train.var.tokenizer_task import TokenizerTask
 from srdd.var.config import TokenizerConfig
 from srdd_platform.core.files import sha256_file
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import read_metrics
-from srdd_platform.data.dataset import load_arrays
+from srdd_platform.data.dataset import ShardDataset, load_arrays
 from srdd_platform.evaluation.extractors import load_extractor
 from srdd_platform.evaluation.metrics import Reference, measure
-from srdd_platform.train.job import Job, make_job
+from srdd_platform.train.data import ImageData
+from srdd_platform.train.job import make_job
+from srdd_platform.train.kind import Settings
+from srdd_platform.train.kinds.tokenizer import checked_lpips
 from srdd_platform.train.launcher import train
 from srdd_platform.train.options import Options, TokenizerOptions
-from srdd_platform.train.tokenizer_settings import checked_lpips
 from srdd_platform.train.validation import validate
 
 MODEL = TokenizerConfig(
@@ -62,18 +63,18 @@ def _job(data: Path, out: Path, **options: Any) -> Any:
 def test_options_reach_the_settings(digits_shards: Path, lpips_file: Path, tmp_path: Path) -> None:
     given = {"gan_weight": 0.4, "gan_start": 0.5, "entropy_weight": 0.1, "scale_drop": 0.2}
     job = _job(digits_shards, tmp_path / "run", lpips=lpips_file, **given)
-    loss = job.settings["loss"]
+    loss = job.settings.to_json()["loss"]
     assert [loss[n] for n in ("gan", "gan_start", "entropy", "scale_drop", "lpips")] == [
         0.4, 0.5, 0.1, 0.2, 1.0,
     ]  # fmt: skip
-    assert job.settings["lpips"] == [sha256_file(lpips_file)]
-    assert job.lpips == (str(lpips_file.resolve()),)
+    assert job.settings.more["lpips"] == [sha256_file(lpips_file)]
+    assert job.inputs.lpips == (str(lpips_file.resolve()),)
     weighted = _job(digits_shards, tmp_path / "run", lpips=lpips_file, lpips_weight=0.25)
-    assert weighted.settings["loss"]["lpips"] == 0.25
+    assert weighted.loss.lpips == 0.25
     plain = _job(digits_shards, tmp_path / "run")
-    assert plain.settings["loss"] == {**loss, "gan": 0, "gan_start": 0.2, "entropy": 0,
+    assert plain.settings.to_json()["loss"] == {**loss, "gan": 0, "gan_start": 0.2, "entropy": 0,
                                       "scale_drop": 0, "lpips": 0}  # fmt: skip
-    assert "lpips" not in plain.settings
+    assert "lpips" not in plain.settings.more
     same = make_job("tokenizer", _small(), digits_shards, tmp_path / "run", Options())
     assert same.config_hash == plain.config_hash
 
@@ -102,7 +103,8 @@ def test_wrong_options_are_refused(digits_shards: Path, lpips_file: Path, tmp_pa
 
 
 def test_weights_that_changed_since_are_refused(lpips_file: Path, tmp_path: Path) -> None:
-    settings = {"lpips": [sha256_file(lpips_file)]}
+    more = {"lpips": [sha256_file(lpips_file)]}
+    settings = Settings(model=MODEL, optim=OptimConfig(steps=1), more=more)
     assert isinstance(checked_lpips([str(lpips_file)], settings), Lpips)
     assert checked_lpips([], settings) is None
     changed = tmp_path / "changed.pth"
@@ -115,9 +117,9 @@ def test_weights_that_changed_since_are_refused(lpips_file: Path, tmp_path: Path
 def test_held_out_ssim_and_rfid(digits_shards: Path, classifier_dir: Path) -> None:
     """The rFID is torch-fidelity's number, between originals and reconstructions."""
     task = TokenizerTask(MODEL, TokenizerLossConfig(), OptimConfig(steps=1))
-    job = Job(kind="tokenizer", run="", data=str(digits_shards), settings={})
     extractor = ("classifier", str(classifier_dir))
-    found = validate(task, replace(job, extractor=extractor), torch.device("cpu"))
+    data = partial(ImageData, partial(ShardDataset, digits_shards))
+    found = validate(task, data(extractor=extractor))
     images, labels = load_arrays(digits_shards, "val")
     tokenizer = task.tokenizer.eval()
     decoded = to_8bit(tokenizer.decode(tokenizer.encode(to_float(images))))
@@ -126,7 +128,7 @@ def test_held_out_ssim_and_rfid(digits_shards: Path, classifier_dir: Path) -> No
     expected = measure(features(decoded), Reference(features(images)), labels, accuracy=False)
     assert found["rfid"] == pytest.approx(expected["fid"], rel=1e-3)
     assert found["rfid"] > 1
-    plain = validate(task, job, torch.device("cpu"))
+    plain = validate(task, data())
     assert {"n", "psnr", "ssim"} <= plain.keys()
     assert "rfid" not in plain
 
@@ -141,8 +143,7 @@ def test_two_ray_workers_train_with_all_losses(
         "scale_drop": 0.5, "weights": classifier_dir, "workers": 2, "checkpoint_every": 6,
     }  # fmt: skip
     run = tmp_path / "run"
-    console = Console(file=io.StringIO())
-    train([_job(digits_shards, run, **options)], ray_session, console)
+    train([_job(digits_shards, run, **options)], ray_session)
     last = read_metrics(run)[-1]
     assert last["gan_ratio"] >= 0.015
     assert {"gan", "gan_d_loss", "gan_real", "gan_fake", "lpips", "entropy"} <= last.keys()
@@ -152,4 +153,4 @@ def test_two_ray_workers_train_with_all_losses(
     assert config["settings"]["loss"]["scale_drop"] == 0.5
     assert config["runtime"]["extractor"] == ["classifier", str(classifier_dir.resolve())]
     with pytest.raises(UserError, match=r"loss\.gan"):
-        train([_job(digits_shards, run, **{**options, "gan_weight": 0.5})], None, console)
+        train([_job(digits_shards, run, **{**options, "gan_weight": 0.5})], None)

@@ -1,6 +1,5 @@
 """Ray Train for real: what is killed, full or lost changes nothing; more than one worker."""
 
-import io
 import json
 import os
 import signal
@@ -17,7 +16,6 @@ import psutil
 import pytest
 import torch
 from ray import tune
-from rich.console import Console
 from safetensors.torch import load_file
 
 from srdd.errors import UserError
@@ -81,10 +79,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO())
-
-
 @pytest.fixture(scope="module")
 def tokenizer(
     ray_session: Session, preset: Preset, data: Path, tmp_path_factory: pytest.TempPathFactory
@@ -92,7 +86,7 @@ def tokenizer(
     """A tokenizer trained without interruption by one worker."""
     out = tmp_path_factory.mktemp("runs") / "tokenizer"
     options = Options(checkpoint_every=EVERY)
-    train([make_job("tokenizer", preset, data, out, options)], ray_session, quiet())
+    train([make_job("tokenizer", preset, data, out, options)], ray_session)
     return out
 
 
@@ -118,14 +112,14 @@ def test_a_full_disk_and_a_killed_worker_change_nothing(
     job = make_job("tokenizer", preset, data, run, Options(checkpoint_every=EVERY))
     fill = after_step(run, 20, lambda pid: psutil.Process(pid).rlimit(psutil.RLIMIT_FSIZE, FULL))
     with pytest.raises(UserError, match=r"cannot write the checkpoint of step \d+ .*No space left"):
-        train([job], ray_session, quiet())
+        train([job], ray_session)
     fill.close()
     storage = open_storage(str(run), "")
     left = {path.name for path in (run / "checkpoints").iterdir() if "step" in path.name}
     assert left == set(storage.registered())
     assert left
     kill = kill_worker_after(run, 30)
-    train([job], ray_session, quiet())
+    train([job], ray_session)
     kill.close()
     assert_same(run, tokenizer)
 
@@ -184,7 +178,7 @@ def test_a_run_that_keeps_losing_workers_gives_up(
     options = Options(checkpoint_every=1000, max_failures=0)
     kill = kill_worker_after(run, 10)
     with pytest.raises(UserError, match=r"workers were lost 1 times without a new checkpoint"):
-        train([make_job("tokenizer", preset, data, run, options)], ray_session, quiet())
+        train([make_job("tokenizer", preset, data, run, options)], ray_session)
     kill.close()
 
 
@@ -210,7 +204,7 @@ def test_the_same_command_again_trains_nothing(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in tokenizer.rglob("*") if path.is_file()}
     options = Options(checkpoint_every=EVERY)
-    train([make_job("tokenizer", preset, data, tokenizer, options)], None, quiet())
+    train([make_job("tokenizer", preset, data, tokenizer, options)], None)
     after = {path: path.stat().st_mtime_ns for path in tokenizer.rglob("*") if path.is_file()}
     assert after == before
 
@@ -220,7 +214,7 @@ def test_other_settings_are_refused_with_the_difference(
 ) -> None:
     job = make_job("tokenizer", preset, data, tokenizer, Options(lr=0.5))
     with pytest.raises(UserError, match=r"optim\.lr: 0\.003 -> 0\.5"):
-        train([job], ray_session, quiet())
+        train([job], ray_session)
 
 
 def test_two_workers_train_the_same_tokenizer(
@@ -232,7 +226,7 @@ def test_two_workers_train_the_same_tokenizer(
     """
     run = tmp_path / "two"
     options = Options(workers=2, checkpoint_every=EVERY)
-    train([make_job("tokenizer", preset, data, run, options)], ray_session, quiet())
+    train([make_job("tokenizer", preset, data, run, options)], ray_session)
     for one, two in zip(read_metrics(tokenizer), read_metrics(run), strict=True):
         rounding = 1e-5 if one["step"] <= 10 else 2e-2
         assert two["loss"] == pytest.approx(one["loss"], rel=rounding)
@@ -244,7 +238,7 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(
 ) -> None:
     job = make_job("tokenizer", preset, data, tmp_path / "many", Options(workers=9))
     with pytest.raises(UserError, match=r"9 CPU.*2 CPU"):
-        train([job], ray_session, quiet())
+        train([job], ray_session)
 
 
 def test_two_masks_train_side_by_side_on_the_same_codes(
@@ -263,7 +257,7 @@ def test_two_masks_train_side_by_side_on_the_same_codes(
         )
         for mask in ("markov", "block_causal")
     ]  # fmt: skip
-    train(jobs, ray_session, quiet())
+    train(jobs, ray_session)
     pipelines = [load_pipeline(tmp_path / mask) for mask in ("markov", "block_causal")]
     assert [p.transformer.config.mask for p in pipelines] == ["markov", "block_causal"]
     assert pipelines[0].class_names == tuple("0123456789")
@@ -278,7 +272,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
     run = tmp_path / "nan"
     job = make_job("tokenizer", preset, data, run, Options(lr=1e18, checkpoint_every=EVERY))
     with pytest.raises(UserError, match=r"not finite at step \d+"):
-        train([job], ray_session, quiet())
+        train([job], ray_session)
     assert not (run / "model").exists()
 
 
@@ -292,8 +286,8 @@ def test_a_training_inside_a_tune_trial_has_room_or_says_so(
     def trial(config: dict[str, Any]) -> None:
         with session() as cluster:
             with pytest.raises(UserError) as refused:
-                train([many], cluster, Console(file=io.StringIO()))
-            train([job], cluster, Console(file=io.StringIO()))
+                train([many], cluster)
+            train([job], cluster)
         tune.report({"refused": str(refused.value)})
 
     found = tune.Tuner(

@@ -17,14 +17,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from srdd.errors import UserError
 from srdd.presets import digits
+from srdd_platform.cli.log_output import log_to
+from srdd_platform.cli.progress import bars
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import METRICS, THROUGHPUT, open_run, read_metrics
-from srdd_platform.train.job import make_job
+from srdd_platform.train.job import Job, make_job
 from srdd_platform.train.launcher import train
 from srdd_platform.train.options import Options
 
 pytestmark = pytest.mark.ray
 STEPS = 40
+
+
+def train_shown(job: Job, ray_session: Session, out: io.StringIO) -> None:
+    """Train as the command does, whose terminal is ``out``."""
+    console = Console(file=out, width=200)
+    with log_to(console):
+        train([job], ray_session, bars(console))
 
 
 class Scraper:
@@ -62,7 +71,7 @@ def test_a_killed_training_is_told_of_once_in_every_place(
     killer, scraper = kill_worker_after(run, 20), Scraper()
     options = Options(max_steps=STEPS, checkpoint_every=10, grid_every=10, batch_size=32)
     job = make_job("tokenizer", digits(), digits_shards, run, options)
-    train([job], ray_session, Console(file=out, width=200))
+    train_shown(job, ray_session, out)
     killer.close()  # type: ignore[attr-defined]
     scraper.close()
     steps = list(range(10, STEPS + 1, 10))
@@ -111,11 +120,11 @@ def test_a_run_in_any_folder_trains_and_is_seen_without_tensorboard_and_previews
     )
     job = make_job("tokenizer", digits(), digits_shards, run, options)
     scraper = Scraper()
-    with open_run(run, "train tokenizer", job.settings, job.runtime):
+    with open_run(run, "train tokenizer", *job.config):
         pass
     for name in ("tensorboard", "grids"):
         (run / name).write_text("a file in its place")
-    train([job], ray_session, Console(file=out, width=200))
+    train_shown(job, ray_session, out)
     scraper.close()
     assert [line["step"] for line in read_metrics(run)] == list(range(10, STEPS + 1, 10))
     assert (run / "model").is_dir()
@@ -171,7 +180,7 @@ def test_out_of_memory_is_told_with_what_to_try_and_the_run_goes_on_in_smaller_p
     squeezer = Squeezer(run)
     try:
         with pytest.raises(UserError) as told:
-            train([job], ray_session, Console(file=io.StringIO()))
+            train([job], ray_session)
     finally:
         squeezer.close()
     if squeezer.refused:
@@ -184,6 +193,6 @@ def test_out_of_memory_is_told_with_what_to_try_and_the_run_goes_on_in_smaller_p
     )
     assert not (run / "model").exists()
     smaller = make_job("tokenizer", digits(), digits_shards, run, replace(options, accumulate=8))
-    train([smaller], ray_session, Console(file=io.StringIO()))
+    train([smaller], ray_session)
     assert (run / "model").is_dir()
     assert [line["step"] for line in read_metrics(run)] == [3]

@@ -25,7 +25,6 @@ from srdd_platform.evaluation.extractors import import_torch_fidelity, load_extr
 from srdd_platform.sweep.models import ready_models
 from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.train.checkpoints import read_state, write_state
-from srdd_platform.train.job import Job
 
 State = dict[str, Tensor]
 Refused = Callable[..., str]
@@ -373,13 +372,13 @@ def test_convert_says_what_a_file_is(
 
 
 def test_a_checkpoint_without_its_manifest_is_named(tmp_path: Path) -> None:
-    job = Job(kind="classifier", run="", data="", settings={"optim": {}})
-    write_state(tmp_path, {"step": 3, "module": {"a": torch.ones(2)}}, job, 1)
-    assert torch.equal(read_state(tmp_path, job)["module"]["a"], torch.ones(2))
+    write_state(tmp_path, {"step": 3, "module": {"a": torch.ones(2)}}, "its settings", 1)
+    read = read_state(tmp_path, "its settings")
+    assert torch.equal(read["module"]["a"], torch.ones(2))
     for text in ("[]", "{}", '"a"'):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(UserError, match=r"is no checkpoint: manifest\.json does not say whose"):
-            read_state(tmp_path, job)
+            read_state(tmp_path, "its settings")
 
 
 # -- features that a machine may lack --------------------------------------------------------------
