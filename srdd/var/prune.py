@@ -95,6 +95,29 @@ def check_stages(
     return stages
 
 
+def check_distillation(
+    pipeline: Pipeline, stages: tuple[tuple[int, ...], ...], *, taught: bool
+) -> TransformerConfig:
+    """Refuse stages that a pipeline cannot be distilled to.
+
+    Args:
+        pipeline: the parent.
+        stages: the scales of each.
+        taught: whether the models before are the teachers of those after.
+
+    Returns:
+        The parent's configuration, of which every stage keeps all but scales.
+
+    Raises:
+        UserError: as :func:`check_stages` and :func:`check_teacher`.
+    """
+    model = pipeline.transformer
+    check_stages(model, stages)
+    if taught:
+        check_teacher(model, model.config)
+    return model.config
+
+
 def check_teacher(teacher: ScaleTransformer, student: TransformerConfig) -> None:
     """Refuse a teacher whose logits are not a function of a scale's own input, or of other labels.
 

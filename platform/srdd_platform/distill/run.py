@@ -29,7 +29,7 @@ from srdd.presets import Preset
 from srdd.validation import to_dict
 from srdd.var.config import SamplerConfig
 from srdd.var.pipeline import Pipeline, save_pipeline, save_tokenizer
-from srdd.var.prune import check_stages, check_teacher, prune_tokenizer
+from srdd.var.prune import check_distillation, prune_tokenizer
 from srdd_platform.core.files import atomic_path
 from srdd_platform.core.location import parse_location
 from srdd_platform.core.parsing import integers
@@ -185,15 +185,13 @@ def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline,
     """The job with its pipeline's directory, the parent, and the preset with the parent's sizes."""
     job = replace(job, model=_pipeline_dir(job.model))
     parent = load_var(job.model)
-    model, manifest = parent.transformer, _manifest(job)
+    manifest = _manifest(job)
     check_data(parent.card, job.model, manifest, job.data)
     if job.evaluation.weights and job.evaluation.extractor == "classifier":
         check_classes(len(manifest.classes), str(job.data))
-    check_stages(model, job.stages)
+    model = check_distillation(parent, job.stages, taught=bool(job.options.teacher_kl))
     parent.check_settings(_sampler(job, parent))
-    if job.options.teacher_kl:
-        check_teacher(model, model.config)
-    return job, parent, replace(preset, tokenizer=parent.tokenizer.config, transformer=model.config)
+    return job, parent, replace(preset, tokenizer=parent.tokenizer.config, transformer=model)
 
 
 def _manifest(job: Distillation) -> Manifest:
@@ -244,7 +242,6 @@ def _stage_job(
     afar = job.options.settled_checkpoints
     options = replace(
         job.options, max_steps=job.steps, init_from=source,
-        unconditional=preset.transformer.unconditional,
         checkpoints=str(parse_location(afar) / f"stage_{number}") if afar else None,
     )  # fmt: skip
     run = job.run(number)
@@ -282,7 +279,7 @@ def _write_model(job: Distillation, parent: Pipeline) -> None:
     """The last stage's weights with the parent's sampler settings and names of classes."""
     last = load_var(job.run(len(job.stages)))
     sampler = replace(parent.sampler, patch_nums=None)
-    pipeline = Pipeline(last.tokenizer, last.transformer, sampler, parent.class_names)
+    pipeline = replace(last, sampler=sampler, class_names=parent.class_names)
     with atomic_path(job.out / "model") as directory:
         save_pipeline(pipeline, directory)
 

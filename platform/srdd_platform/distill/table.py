@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from srdd.load import load_var
-from srdd.train.var.held_out import reconstruct, tokenizer_quality, transformer_nll
+from srdd.train.var.held_out import pipeline_quality
 from srdd.var.config import SamplerConfig
 from srdd.var.pipeline import Pipeline
 from srdd.var.prune import prune_pipeline
@@ -124,29 +123,6 @@ def row_keys(
     return keys
 
 
-def held_out(pipeline: Pipeline, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """What a pipeline reaches on images that it was not trained on.
-
-    Args:
-        pipeline: on its device.
-        images: uint8 [n, 3, R, R].
-        labels: int64 [n].
-
-    Returns:
-        Means over images: ``psnr`` in dB and ``ssim`` of the tokenizer's reconstructions, ``nll``
-        and ``nll_<scale>`` in nats a code, ``nll_per_image`` in nats; and ``held_out``, the images.
-    """
-    codes_nL, decoded = reconstruct(pipeline.tokenizer, images)
-    quality = tokenizer_quality(pipeline.tokenizer, images, codes_nL, decoded)
-    found = transformer_nll(pipeline.transformer, codes_nL, labels)
-    return {
-        "held_out": found.pop("n"),
-        **{name: quality[name] for name in ("psnr", "ssim") if name in quality},
-        **found,
-        "nll_per_image": found["nll"] * codes_nL.shape[1],
-    }
-
-
 def load_maker(
     run: Path, config: SamplerConfig, evaluation: EvaluationConfig, job: Job
 ) -> Make[RowSpec]:
@@ -167,7 +143,7 @@ def load_maker(
 
     def make(spec: RowSpec, key: str) -> dict[str, Any]:
         pipeline = _load_model(spec).to(evaluation.device)
-        schedule, grid = pipeline.transformer.schedule, run / "grids" / spec.grid
+        schedule, grid = pipeline.tokenizer.schedule, run / "grids" / spec.grid
         if evaluator:
             found = evaluator.evaluate(pipeline, config, grid=grid)
         else:
@@ -179,7 +155,7 @@ def load_maker(
             "steps": spec.steps,
             "patch_nums": ",".join(map(str, schedule.patch_nums)),
             "codes": schedule.length,
-            **held_out(pipeline, images, labels),
+            **pipeline_quality(pipeline, images, labels),
             **{name: value for name, value in found.items() if name not in COSTS},
             "extractor": evaluator.extractor.name if evaluator else None,
             "n": num,

@@ -9,6 +9,7 @@ from srdd.images import to_float
 from srdd.metrics.quality import psnr, ssim, to_8bit
 from srdd.train.var.codebook import codebook_usage
 from srdd.train.var.transformer import nll_per_scale
+from srdd.var.pipeline import Pipeline
 from srdd.var.scales import ScaleSchedule
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
@@ -73,6 +74,29 @@ def transformer_nll(
         for name, value in {"nll": nll_BL.mean(), **means}.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(codes_BL)
     return {"n": float(len(codes_nL)), **{k: v / len(codes_nL) for k, v in sums.items()}}
+
+
+def pipeline_quality(pipeline: Pipeline, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """What a pipeline reaches on images that it was not trained on.
+
+    Args:
+        pipeline: on its device.
+        images: uint8 [n, 3, R, R].
+        labels: int64 [n].
+
+    Returns:
+        Means over images: ``psnr`` in dB and ``ssim`` of the tokenizer's reconstructions, ``nll``
+        and ``nll_<scale>`` in nats a code, ``nll_per_image`` in nats; and ``held_out``, the images.
+    """
+    codes_nL, decoded = reconstruct(pipeline.tokenizer, images)
+    quality = tokenizer_quality(pipeline.tokenizer, images, codes_nL, decoded)
+    found = transformer_nll(pipeline.transformer, codes_nL, labels)
+    return {
+        "held_out": found.pop("n"),
+        **{name: quality[name] for name in ("psnr", "ssim") if name in quality},
+        **found,
+        "nll_per_image": found["nll"] * codes_nL.shape[1],
+    }
 
 
 def unigram_entropy(codes_nL: Tensor, schedule: ScaleSchedule, vocab_size: int) -> dict[str, float]:

@@ -4,9 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from srdd.checkpoint import read_config
+import torch
+
+from srdd.checkpoint import map_weights, read_config
 from srdd.errors import UserError
+from srdd.foreign import main_state
 from srdd.load import load_var
+from srdd.networks import name_network
 from srdd.presets import var_size
 from srdd.train.config import TransformerLossConfig
 from srdd.train.task import Task
@@ -15,11 +19,11 @@ from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.pipeline import load_tokenizer
 from srdd.var.tokenizer import Tokenizer
 from srdd.var.transformer import ScaleTransformer
-from srdd.var.warm_start import WarmStart, warm_start
+from srdd.var.warm_start import WarmStart, check_source, warm_start
+from srdd.weight_files import read_weights
 from srdd_platform.core.files import sha256_file
 from srdd_platform.core.runs import model_dir, tokenizer_dir
 from srdd_platform.data.code_places import code_settings, codes_dir
-from srdd_platform.train.init_from import check_init, weights_hash
 from srdd_platform.train.kind import Inputs, Kind, Request, Settings
 from srdd_platform.train.options import TransformerOptions
 
@@ -45,8 +49,8 @@ def plan(request: Request) -> tuple[Settings, Inputs]:
         raise UserError("--teacher-kl needs a teacher: give --init-from")
     init_from = ""
     if options.init_from:
-        check_init(options.init_from, model, frozen)
-        more["init"] = weights_hash(options.init_from)
+        _check_init(options.init_from, model, frozen)
+        more["init"] = _weights_hash(options.init_from)
         init_from = str(options.init_from.resolve())
     more["tokenizer"] = sha256_file(tokenizer_dir(tokenizer) / "model.safetensors")
     settings = Settings(
@@ -68,7 +72,7 @@ def model_config(
     if options.depth is not None:
         sized = var_size(sized, options.depth)
     classes = len(request.manifest.classes)
-    unconditional = options.unconditional or request.manifest.unconditional
+    unconditional = options.unconditional or sized.unconditional or request.manifest.unconditional
     return replace(
         sized, mask=request.mask or sized.mask, unconditional=unconditional,
         num_classes=1 if unconditional else classes,
@@ -81,7 +85,7 @@ def model_config(
 def build(settings: Settings, inputs: Inputs) -> TransformerTask:
     """The task, freshly initialised; a teacher has the weights that it begins with."""
     tokenizer = load_tokenizer(tokenizer_dir(Path(inputs.tokenizer)))
-    teacher = load_var(inputs.init_from).transformer if _taught(settings, inputs) else None
+    teacher = _load(inputs.init_from) if _taught(settings, inputs) else None
     return _task(settings, tokenizer, teacher)
 
 
@@ -93,6 +97,10 @@ def blank(settings: Settings, inputs: Inputs) -> TransformerTask:
         directory = model_dir(Path(inputs.init_from)) / "transformer"
         teacher = ScaleTransformer(read_config(directory, "transformer", TransformerConfig))
     return _task(settings, tokenizer, teacher)
+
+
+def _load(source: str | Path) -> ScaleTransformer:
+    return load_var(source).transformer
 
 
 def _taught(settings: Settings, inputs: Inputs) -> bool:
@@ -116,9 +124,49 @@ def begin(task: Task, source: Path) -> WarmStart:
     """
     assert isinstance(task, TransformerTask)
     try:
-        return warm_start(task.model, load_var(source).transformer)
+        return warm_start(task.model, _load(source))
     except UserError as error:
         raise UserError(f"--init-from {source}: {error}") from None
+
+
+def _check_init(source: Path, config: TransformerConfig, tokenizer: Tokenizer) -> None:
+    """Refuse what ``--init-from`` cannot begin with, before any work; few values are read.
+
+    Raises:
+        UserError: there is no pipeline, or its transformer does not fit.
+    """
+    if source.is_file():
+        loaded = read_weights(source, "--init-from takes a pipeline or run directory")
+        network = name_network(main_state(loaded)) or "a file of weights"
+        raise UserError(
+            f"--init-from {source}: this is {network}, not a pipeline or run directory; "
+            "srdd convert makes one of VAR's, MVAR's and HMAR's files"
+        )
+    directory = _weights(source).parent
+    try:
+        other = read_config(directory, "transformer", TransformerConfig)
+        with torch.device("meta"):
+            model = ScaleTransformer(other)
+        check_source(config, tokenizer.state_dict(), other, map_weights(model, directory))
+    except UserError as error:
+        raise UserError(f"--init-from {source}: {error}") from None
+
+
+def _weights_hash(source: Path) -> str:
+    """Names the transformer's weights in a pipeline or run directory, wherever that lies.
+
+    Raises:
+        UserError: there are none.
+    """
+    return sha256_file(_weights(source))
+
+
+def _weights(source: Path) -> Path:
+    """The file of the transformer's weights."""
+    path = model_dir(source) / "transformer" / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"--init-from {source}: neither a pipeline nor a finished transformer run")
+    return path
 
 
 TRANSFORMER = Kind(
