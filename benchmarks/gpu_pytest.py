@@ -18,7 +18,7 @@ def run_marked(root: Path, send: Send) -> None:
         send: gets a row as soon as a test ends.
     """
     tests = root / "tests" / "srdd"
-    files = [path for path in sorted(tests.glob("test_*.py")) if "mark.gpu" in path.read_text()]
+    files = [path for path in sorted(tests.rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     reporter = _Reporter(send)
     options = ["-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(root)]
     options += ["--confcutdir", str(tests)]  # the conftest.py above needs the platform and Ray
