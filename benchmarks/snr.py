@@ -23,8 +23,9 @@ from torch import Tensor
 
 from srdd.errors import UserError
 from srdd.images import to_float
-from srdd.var.likelihood import changed_codes, kept_maps, pruned_quantizer, snr_per_scale
+from srdd.var.likelihood import changed_codes, kept_maps, pruned_quantizer
 from srdd.var.pipeline import load_tokenizer
+from srdd.var.snr import snr_per_scale
 from srdd.var.tokenizer import Tokenizer
 
 BATCH = 100

@@ -17,9 +17,9 @@ from srdd.generator import SampleResult, sample
 from srdd.graph import GraphedSampler, check_cuda
 from srdd.nn.autoencoder import Decoder
 from srdd.nn.int8 import Int8Linear
+from srdd.var.block import Block
 from srdd.var.config import SamplerConfig
 from srdd.var.pipeline import Pipeline
-from srdd.var.transformer import Block
 
 
 def check_accelerators(

@@ -17,9 +17,10 @@ from srdd.rng import hash_counters, uniform
 from srdd.train.config import OptimConfig, ScaleWeights, TransformerLossConfig
 from srdd.train.task import Batch
 from srdd.train.var.refine import Hidden, draw_hidden, refined_input
+from srdd.var.block import Block
 from srdd.var.prune import teacher_kl
 from srdd.var.scales import ScaleSchedule
-from srdd.var.transformer import Block, ScaleTransformer
+from srdd.var.transformer import ScaleTransformer
 
 _DROP_LABEL, _DROP_PATH = 0x1ABE1, 0xD309  # streams of random numbers
 

@@ -31,12 +31,12 @@ from srdd.var.likelihood import (
     pruned_quantizer,
     scale_codes,
     seen_map,
-    snr_per_scale,
 )
 from srdd.var.mask_tensors import build_mask
 from srdd.var.masks import MASKS, Mask
 from srdd.var.pipeline import save_tokenizer
 from srdd.var.scales import ScaleSchedule
+from srdd.var.snr import snr_per_scale
 from srdd.var.transformer import ScaleTransformer
 
 MakePipeline = Callable[..., Pipeline]
