@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from srdd.errors import UserError
 from srdd.nn.linear import RowLinear
 from srdd.var.mask_tensors import build_mask, neighbourhood
-from srdd.var.masks import Mask, View, first_scale_seen, views
+from srdd.var.masks import AttentionSpan, Mask, attention_spans, first_scale_seen
 from srdd.var.scales import ScaleSchedule
 
 _MAX_LOG_SCALE = math.log(100)
@@ -65,7 +65,7 @@ class KVCache:
         return KVCache(self.keys[:, :, rows], self.values[:, :, rows])
 
     def extend(
-        self, depth: int, k: Tensor, v: Tensor, view: View, write: bool
+        self, depth: int, k: Tensor, v: Tensor, span: AttentionSpan, write: bool
     ) -> tuple[Tensor, Tensor]:
         """Keys and values that a scale sees: earlier scales' from the cache, its own given.
 
@@ -75,12 +75,12 @@ class KVCache:
         halves = len(k) // max(1, images)
         keys, values = self.keys[depth, :halves], self.values[depth, :halves]
         if write:
-            keys[:, :, :, view.begin : view.end] = k.unflatten(0, (halves, images))
-            values[:, :, :, view.begin : view.end] = v.unflatten(0, (halves, images))
+            keys[:, :, :, span.begin : span.end] = k.unflatten(0, (halves, images))
+            values[:, :, :, span.begin : span.end] = v.unflatten(0, (halves, images))
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)
         if write:
-            return keys[:, :, view.first : view.end], values[:, :, view.first : view.end]
-        seen = slice(view.first, view.begin)
+            return keys[:, :, span.first : span.end], values[:, :, span.first : span.end]
+        seen = slice(span.first, span.begin)
         return torch.cat((keys[:, :, seen], k), dim=2), torch.cat((values[:, :, seen], v), dim=2)
 
 
@@ -202,9 +202,9 @@ def _by_scale(
     sizes = [end - begin for begin, end in schedule.spans]
     pieces = [part.split(sizes, dim=2) for part in (q, k, v)]
     outs = []
-    for scale, view in enumerate(views(mask, schedule)):
+    for scale, span in enumerate(attention_spans(mask, schedule)):
         first = first_scale_seen(mask, scale)
-        near = neighbourhood(view.local_side, q.device) if view.local_side else None
+        near = neighbourhood(span.local_side, q.device) if span.local_side else None
         own, *seen = (piece[first : scale + 1] for piece in pieces)
         keys, values = (part[0] if len(part) == 1 else torch.cat(part, dim=2) for part in seen)
         outs.append(

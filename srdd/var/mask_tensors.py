@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from srdd.var.masks import LOCAL_WINDOW, Mask, views
+from srdd.var.masks import LOCAL_WINDOW, Mask, attention_spans
 from srdd.var.scales import ScaleSchedule
 
 
@@ -30,7 +30,7 @@ def build_mask(mask: Mask, schedule: ScaleSchedule) -> Tensor:
         bool [L, L], True where the query (row) may see the key (column).
     """
     mask_LL = torch.zeros(schedule.length, schedule.length, dtype=torch.bool)
-    for view in views(mask, schedule):
-        own = neighbourhood(view.local_side) if view.local_side else torch.tensor(True)
-        mask_LL[view.begin : view.end, view.first : view.end] = own
+    for span in attention_spans(mask, schedule):
+        own = neighbourhood(span.local_side) if span.local_side else torch.tensor(True)
+        mask_LL[span.begin : span.end, span.first : span.end] = own
     return mask_LL

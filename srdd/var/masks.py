@@ -15,7 +15,7 @@ LOCAL_SCALES, LOCAL_WINDOW = 2, 7  # of markov_local: its finest scales, the win
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class AttentionSpan:
     """What one scale attends to: all codes from ``first`` to its own last, or a window of them."""
 
     first: int  # the first code seen
@@ -36,11 +36,11 @@ def first_scale_seen(mask: Mask, scale: int) -> int:
     return max(0, scale - 1) if mask == "previous" else scale
 
 
-def views(mask: Mask, schedule: ScaleSchedule) -> tuple[View, ...]:
+def attention_spans(mask: Mask, schedule: ScaleSchedule) -> tuple[AttentionSpan, ...]:
     """What each scale visited attends to, in codes of the schedule."""
     spans, last = schedule.spans, len(schedule.parent) - LOCAL_SCALES
     return tuple(
-        View(
+        AttentionSpan(
             first=spans[first_scale_seen(mask, scale)][0],
             begin=begin,
             end=end,

@@ -9,7 +9,7 @@ from srdd.var import guidance
 from srdd.var.config import Feedback, SamplerConfig, TokenizerConfig, TransformerConfig
 from srdd.var.cost import increment_flops, pass_flops
 from srdd.var.feedback import FEEDBACK
-from srdd.var.masks import View, views
+from srdd.var.masks import AttentionSpan, attention_spans
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +17,7 @@ class ScalePlan:
     """What sampling does at one scale."""
 
     side: int  # the scale has side x side codes
-    span: View  # where its codes stand among the codes of all scales, and what they attend to
+    span: AttentionSpan  # its place in the sequence of all codes, and what it attends to
     known: int  # its index among the model's scales, for its positions and its level
     parent: int  # its index in the parent schedule, for its random numbers
     drawn: bool  # False: its codes are given for all images
@@ -70,12 +70,10 @@ def make_plan(
             not drawn: to know it waits for the device.
     """
     schedule = model.schedule.visit(config.patch_nums)
-    spans = views(model.mask, schedule)
-    drawn = [True] * len(spans)
-    if given is not None:
-        drawn = [not given.keep_BL[:, span.begin : span.end].all() for span in spans]
-    ramp = zip(guidance.weights(config, schedule), drawn, strict=True)
-    weights = [weight if own else 0.0 for weight, own in ramp]
+    spans = attention_spans(model.mask, schedule)
+    drawn = [given is None or not given.keep_BL[:, s.begin : s.end].all() for s in spans]
+    ramp = guidance.weights(config, schedule)
+    weights = [weight if own else 0.0 for weight, own in zip(ramp, drawn, strict=True)]
     halves = _first_halves(spans, weights, drawn)
     passes, increment = config.active()["refine_steps"], increment_flops(model)
     scales = []
@@ -103,7 +101,12 @@ def make_plan(
 
 
 def _flops(
-    model: TransformerConfig, span: View, halves: int, *, first: bool = False, head: bool = True
+    model: TransformerConfig,
+    span: AttentionSpan,
+    halves: int,
+    *,
+    first: bool = False,
+    head: bool = True,
 ) -> int:
     """One evaluation of the network on one scale of one image; 0 halves cost nothing."""
     if halves == 0:
@@ -113,7 +116,7 @@ def _flops(
 
 
 def _first_halves(
-    spans: Sequence[View], weights: Sequence[float], drawn: Sequence[bool]
+    spans: Sequence[AttentionSpan], weights: Sequence[float], drawn: Sequence[bool]
 ) -> list[int]:
     """The halves of each scale's first evaluation.
 

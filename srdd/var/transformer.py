@@ -24,7 +24,7 @@ from srdd.var.attention import (
 from srdd.var.block import Block
 from srdd.var.config import TransformerConfig
 from srdd.var.mask_tensors import neighbourhood
-from srdd.var.masks import View
+from srdd.var.masks import AttentionSpan
 from srdd.var.quantize import MultiScaleQuantizer
 from srdd.var.scales import ScaleSchedule
 
@@ -148,7 +148,7 @@ class ScaleTransformer(nn.Module):
         x_BlW: Tensor,
         conditioning: Conditioning,
         constants: Sequence[AttentionConstants],
-        view: View,
+        span: AttentionSpan,
         cache: KVCache | None = None,
         write: bool = True,
     ) -> Tensor:
@@ -158,12 +158,12 @@ class ScaleTransformer(nn.Module):
         stores the scale's own keys and values; a refinement pass leaves those of the first pass
         in place.
         """
-        near = neighbourhood(view.local_side, x_BlW.device) if view.local_side else None
+        near = neighbourhood(span.local_side, x_BlW.device) if span.local_side else None
         for depth, block in enumerate(self.layers):
             ada_B6W = conditioning.blocks_BD6W[:, depth]
             q, k, v = block.project(x_BlW, ada_B6W, constants[depth])
             if cache is not None:
-                k, v = cache.extend(depth, k, v, view, write)
+                k, v = cache.extend(depth, k, v, span, write)
             x_BlW = block.finish(x_BlW, block.attn.attend(q, k, v, near), ada_B6W)
         return x_BlW
 

@@ -92,7 +92,7 @@ def make_pipeline() -> Callable[..., Pipeline]:
 
 @pytest.fixture(scope="session")
 def run_whole() -> Callable[..., Tensor]:
-    """A model's blocks on some scales in one piece, under the dense mask: no cache, no views."""
+    """A model's blocks on some scales in one piece, under the dense mask: no cache, no spans."""
 
     def run(
         model: ScaleTransformer, x_BlW: Tensor, conditioning: Conditioning, schedule: ScaleSchedule

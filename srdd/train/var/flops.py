@@ -13,7 +13,7 @@ from srdd.train.var.adversarial import Discriminator, patch_layers
 from srdd.train.var.perceptual import Lpips
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.cost import conditioning_flops, increment_flops, pass_flops
-from srdd.var.masks import views
+from srdd.var.masks import attention_spans
 from srdd.var.tokenizer import Tokenizer
 
 
@@ -34,9 +34,9 @@ def forward_flops(config: TransformerConfig) -> int:
     """The transformer's logits of all scales of one image, its input given."""
     return conditioning_flops(config) + sum(
         pass_flops(
-            config, view.end - view.begin, view.end - view.first, guided=False, first=scale == 0
+            config, span.end - span.begin, span.end - span.first, guided=False, first=scale == 0
         )
-        for scale, view in enumerate(views(config.mask, config.schedule))
+        for scale, span in enumerate(attention_spans(config.mask, config.schedule))
     )
 
 

@@ -14,7 +14,7 @@ from srdd.errors import UserError
 from srdd.var.attention import Backend, KVCache, attend_scales, choose_backend
 from srdd.var.config import TransformerConfig
 from srdd.var.mask_tensors import build_mask
-from srdd.var.masks import MASKS, Mask, views
+from srdd.var.masks import MASKS, Mask, attention_spans
 from srdd.var.scales import ScaleSchedule
 from srdd.var.transformer import ScaleTransformer
 
@@ -215,7 +215,7 @@ def test_markov_makes_no_tensor_of_all_pairs_of_codes() -> None:
 @pytest.mark.parametrize("write", [True, False])
 def test_a_cache_of_some_images_is_written_like_a_whole_one(write: bool) -> None:
     """Whatever its memory layout, what a scale writes is what later ones see."""
-    seen = views("block_causal", ScaleSchedule((1, 2, 3)))
+    seen = attention_spans("block_causal", ScaleSchedule((1, 2, 3)))
     whole = KVCache.empty((2, 2, 5, 2, 4), seen[-1].end, torch.zeros(()))
     whole.keys.normal_()
     whole.values.normal_()

@@ -12,7 +12,7 @@ from srdd.nn.autoencoder import Decoder, Upsample
 from srdd.var.attention import KVCache
 from srdd.var.config import TokenizerConfig, TransformerConfig
 from srdd.var.cost import conditioning_flops, decoder_flops, increment_flops, pass_flops
-from srdd.var.masks import MASKS, Mask, views
+from srdd.var.masks import MASKS, Mask, attention_spans
 from srdd.var.transformer import Conditioning, ScaleTransformer
 
 MakePipeline = Callable[..., Pipeline]
@@ -45,7 +45,7 @@ def test_a_pass_costs_what_torch_counts(mask: Mask, scale: int) -> None:
         torch.empty(1, 2, 6, 1024, device="meta"),
         torch.empty(1, 2, 1024, device="meta"),
     )
-    seen = views(mask, config.schedule)
+    seen = attention_spans(mask, config.schedule)
     cache = KVCache.empty((2, 1, 1, 16, 64), seen[-1].end, model.pos_embed)
     tokens = torch.empty(1, end - begin, 32, device="meta")
     with torch.no_grad(), _count() as counter:

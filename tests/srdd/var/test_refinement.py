@@ -9,7 +9,7 @@ from torch import Tensor
 from srdd import Pipeline, SamplerConfig, sample
 from srdd.var import sampling
 from srdd.var.categorical import code_probs
-from srdd.var.masks import MASKS, Mask, views
+from srdd.var.masks import MASKS, Mask, attention_spans
 from srdd.var.resample import RESAMPLE, Policy, masked, simple
 from srdd.var.state import SampleState
 from srdd.var.transformer import Conditioning, ScaleTransformer
@@ -131,7 +131,7 @@ def _probs(pipeline: Pipeline, state: SampleState, tokens_BlC: Tensor | None = N
         small = model.quantizer.to_scale(state.f_hat, model.schedule.patch_nums[scale])
         own_BlC = small.flatten(2).transpose(1, 2)
         x = model.embed(own_BlC if tokens_BlC is None else tokens_BlC, scale)
-    view = views("markov", model.schedule)[scale]
+    view = attention_spans("markov", model.schedule)[scale]
     x = model.hidden(x, classes, model.constants(), view)
     return model.head(model.before_head(x, classes)).softmax(-1)
 

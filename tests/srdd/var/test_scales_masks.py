@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from srdd.errors import UserError
 from srdd.var.mask_tensors import build_mask, neighbourhood
-from srdd.var.masks import MASKS, Mask, first_scale_seen, views
+from srdd.var.masks import MASKS, Mask, attention_spans, first_scale_seen
 from srdd.var.scales import ScaleSchedule
 
 VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -115,10 +115,10 @@ def test_local_windows_belong_to_the_parents_finest_two_scales() -> None:
         (schedule.prune((1, 9, 11)), [0, 0, 11]),  # 9 is among the last two here, not there
         (schedule.prune((1, 10, 11)), [0, 10, 11]),
     ):
-        assert [view.local_side for view in views("markov_local", visited)] == local
+        assert [view.local_side for view in attention_spans("markov_local", visited)] == local
         for mask in MASKS:
             if mask != "markov_local":
-                assert not any(view.local_side for view in views(mask, visited))
+                assert not any(view.local_side for view in attention_spans(mask, visited))
 
 
 @settings(deadline=None, max_examples=30)

@@ -13,7 +13,7 @@ from srdd.var.attention import KVCache, RowLinear, attention_constants
 from srdd.var.config import TransformerConfig
 from srdd.var.init import init_weights
 from srdd.var.mask_tensors import build_mask
-from srdd.var.masks import MASKS, Mask, views
+from srdd.var.masks import MASKS, Mask, attention_spans
 from srdd.var.scales import ScaleSchedule
 from srdd.var.transformer import ScaleTransformer
 
@@ -94,7 +94,7 @@ def _stepwise_logits(model: ScaleTransformer, labels_B: Tensor, codes_BL: Tensor
     tokens_BlC = model.quantizer.teacher_input(codes_BL)
     cache, constants = _cache(model, len(labels_B)), model.constants()
     logits = []
-    for scale, view in enumerate(views(config.mask, schedule)):
+    for scale, view in enumerate(attention_spans(config.mask, schedule)):
         if scale == 0:
             x = model.start(conditioning)
         else:
@@ -158,7 +158,7 @@ def test_markov_needs_no_cache(make_pipeline: MakePipeline, mask: Mask) -> None:
     conditioning = model.conditioning(labels_B)
     tokens_BlC = model.quantizer.teacher_input(codes_BL)
     cached = _stepwise_logits(model, labels_B, codes_BL)
-    constants, seen = model.constants(), views(mask, model.schedule)
+    constants, seen = model.constants(), attention_spans(mask, model.schedule)
     for scale, (begin, end) in list(enumerate(model.schedule.spans))[1:]:
         x = model.embed(tokens_BlC[:, begin - 1 : end - 1], scale)
         x = model.hidden(x, conditioning, constants, seen[scale])
@@ -192,7 +192,7 @@ def test_a_pass_that_does_not_write_sees_its_own_keys_and_leaves_the_cache(
     labels_B, codes_BL = _inputs(model)
     conditioning = model.conditioning(labels_B)
     cache, constants = _cache(model, 3), model.constants()
-    first, second, *_ = views("block_causal", model.schedule)
+    first, second, *_ = attention_spans("block_causal", model.schedule)
     model.hidden(model.start(conditioning), conditioning, constants, first, cache)
     tokens_BlC = model.quantizer.teacher_input(codes_BL)[:, :4]
     model.hidden(model.embed(tokens_BlC, 1), conditioning, constants, second, cache)
