@@ -60,33 +60,29 @@ def make_plan(
     config: SamplerConfig,
     given: Given | None = None,
 ) -> Plan:
-    """The plan of a sampling.
+    """The plan for settings that are known to fit the model.
 
-    Args:
-        model: the transformer's settings.
-        tokenizer: the tokenizer's settings.
-        config: the sampler's settings, known to fit the model.
-        given: codes [B, L] of the scales visited. A scale that is given whole for all images is
-            not drawn: to know it waits for the device.
+    A scale of which ``given`` keeps every code [B, L] is not drawn; reading that waits for the
+    device.
     """
     schedule = model.schedule.visit(config.patch_nums)
-    spans = attention_spans(model.mask, schedule)
+    spans, sides = attention_spans(model.mask, schedule), schedule.patch_nums
     drawn = [given is None or not given.keep_BL[:, s.begin : s.end].all() for s in spans]
     ramp = guidance.weights(config, schedule)
     weights = [weight if own else 0.0 for weight, own in zip(ramp, drawn, strict=True)]
     halves = _first_halves(spans, weights, drawn)
     passes, increment = config.active()["refine_steps"], increment_flops(model)
     scales = []
-    for scale, (side, span) in enumerate(zip(schedule.patch_nums, spans, strict=True)):
+    for scale, (side, parent) in enumerate(zip(sides, schedule.parent_index, strict=True)):
         feedback: Feedback = config.feedback if scale else "none"  # the first sees no map
         pass_halves = 0 if FEEDBACK[feedback] is None else 2 if weights[scale] else 1
-        flops = partial(_flops, model, span)
+        flops = partial(_flops, model, spans[scale])
         scales.append(
             ScalePlan(
                 side=side,
-                span=span,
+                span=spans[scale],
                 known=model.patch_nums.index(side),
-                parent=schedule.parent_index[scale],
+                parent=parent,
                 drawn=drawn[scale],
                 weight=weights[scale],
                 halves=halves[scale],

@@ -86,11 +86,11 @@ def advance(model: ScaleTransformer, state: SampleState) -> SampleState:
 
     # Draw the codes from the map of the scales before.
     if scale.halves:
-        law = _predict(model, state, state.f_hat, first=True)
+        predicted = _predict(model, state, state.f_hat, first=True)
     if scale.drawn:
-        codes_Bl, probs_Bl = law.draw(_uniforms(state, 0), config, codes_Bl, free_Bl)
+        codes_Bl, probs_Bl = predicted.draw(_uniforms(state, 0), config, codes_Bl, free_Bl)
         fault_B = _first_fault(fault_B, probs_Bl, scale.side, 0)
-        refined, again = state, law
+        refined, again = state, predicted
 
     # Draw some of them again. An image is done when none of its codes is left to draw again.
     for step in range(1, scale.passes + 1):
@@ -99,7 +99,7 @@ def advance(model: ScaleTransformer, state: SampleState) -> SampleState:
         if len(rows_b) == 0:
             break
         if len(rows_b) < len(refined):
-            refined, again = state.select(rows_b), law.select(rows_b)
+            refined, again = state.select(rows_b), predicted.select(rows_b)
         own_bl, redraw_bl = codes_Bl[rows_b], redraw_Bl[rows_b]
         if show := FEEDBACK[scale.feedback]:
             shown = quantizer.increment(show(quantizer, own_bl, redraw_bl, scale.side), scale.side)
