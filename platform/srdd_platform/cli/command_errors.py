@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from srdd.errors import UserError
-from srdd_platform.cli.terminal import prepare_streams
+from srdd_platform.cli.streams import prepare_streams
 from srdd_platform.core.file_errors import explain
 from srdd_platform.core.interrupts import terminated
 

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from srdd.var.masks import Mask
 from srdd_platform.core.parsing import integers
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +24,7 @@ class Convert:
     classes: Path | None = None  # label file: lines, table or JSON; default: the indices
     show_keys: bool = False  # print every key and what became of it
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Read, check and write."""
         from srdd_platform.core.official_files import convert
         from srdd_platform.data.label_files import read_class_names
@@ -47,7 +49,7 @@ class Export:
     vae: Path  # the tokenizer's file, new: .pth, .pt or .safetensors
     transformer: Path  # the transformer's, likewise
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Load and write."""
         from srdd_platform.core.official_files import export
 

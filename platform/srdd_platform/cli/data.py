@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from srdd.class_names import escaped
 from srdd.errors import UserError
-from srdd_platform.cli.terminal import progress_bar
 from srdd_platform.data.options import ReadOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SourceName = Literal["digits", "folder"]
 RecipeName = Literal["mini-imagenet", "sun397", "ffhq", "afhq", "cifar10", "imagenet"]
@@ -30,8 +31,9 @@ class DataPrepare:
     allow_counts: bool = False  # take a recipe's folder that lacks images
     max_bad: int | None = None  # unreadable images before giving up; default 1 %, at least 10
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Prepare, with a progress bar."""
+        from srdd_platform.cli.terminal import progress_bar
         from srdd_platform.data.recipes import RECIPES
         from srdd_platform.data.shards import prepare
 
@@ -70,8 +72,9 @@ class DataFetch:
     out: Path  # shard directory
     workers: int = 4  # shards copied at the same time
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Copy and verify, with a progress bar."""
+        from srdd_platform.cli.terminal import progress_bar
         from srdd_platform.data.remote import fetch
 
         with progress_bar(console, "bytes") as progress:
@@ -92,8 +95,9 @@ class DataEncode(ReadOptions):
     device: Literal["cpu", "cuda"] = "cpu"
     address: str | None = None  # an existing Ray cluster
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Encode under Ray."""
+        from srdd_platform.cli.terminal import progress_bar
         from srdd_platform.core.ray_session import session
         from srdd_platform.data.code_places import codes_dir
         from srdd_platform.data.codes import encode
@@ -130,6 +134,6 @@ class Data:
         | Annotated[DataEncode, tyro.conf.subcommand("encode")]
     )
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Run the command chosen."""
         self.command.run(console)

@@ -9,11 +9,9 @@ from srdd_platform.cli.command_errors import guarded
 from srdd_platform.cli.command_line import parse_command
 from srdd_platform.cli.convert import Convert, Export
 from srdd_platform.cli.data import Data
-from srdd_platform.cli.log_output import log_to
 from srdd_platform.cli.report import Report
 from srdd_platform.cli.sample import Sample
 from srdd_platform.cli.serve import Serve
-from srdd_platform.cli.terminal import Terminal
 from srdd_platform.cli.train import Train
 from srdd_platform.core.interrupts import end_on_sigterm
 from srdd_platform.core.option_names import as_option
@@ -45,6 +43,9 @@ def _run_command() -> None:
         description="Train, search, compare and serve scale-wise image generators.",
     )
     check_settings()
+    from srdd_platform.cli.log_output import log_to  # with rich, which --help does without
+    from srdd_platform.cli.terminal import Terminal
+
     terminal = Terminal()
     try:
         with log_to(terminal):

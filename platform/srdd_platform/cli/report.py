@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,7 +16,7 @@ class Report:
 
     directory: tyro.conf.Positional[Path]
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Build it."""
         from srdd_platform.report.page import build_report
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from srdd.devices import Dtype
 from srdd.var.config import CfgRamp, Feedback, Resample, SamplerConfig
 from srdd_platform.core.parsing import integers
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +38,7 @@ class Sample:
     feedback: Feedback | None = None
     patch_nums: str | None = None  # "1,2,4": scales visited
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Sample and write."""
         from srdd_platform.evaluation.sample_files import Placement, write_samples
 

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
-from rich.console import Console
 
 from srdd_platform.serving.options import ServeOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +18,7 @@ class Serve(ServeOptions):
 
     directory: tyro.conf.Positional[Path]  # pipeline or run directory
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Serve until interrupted."""
         from srdd_platform.serving.app import run
         from srdd_platform.serving.deployment import DRAIN_S

@@ -6,8 +6,6 @@ from optuna.distributions import BaseDistribution
 
 from srdd_platform.cli.command_errors import guarded
 from srdd_platform.cli.command_line import parse_command
-from srdd_platform.cli.log_output import log_to
-from srdd_platform.cli.terminal import Terminal
 from srdd_platform.core.ray_settings import check_settings
 from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.sweep.space import Grid
@@ -21,7 +19,9 @@ def sweep_main(
     def action() -> None:
         args = parse_command(SweepArgs, description=doc)
         check_settings()  # before Ray is imported
+        from srdd_platform.cli.log_output import log_to
         from srdd_platform.cli.progress import bars
+        from srdd_platform.cli.terminal import Terminal
         from srdd_platform.sweep.run import run_sweep
 
         terminal = Terminal()

@@ -1,15 +1,14 @@
-"""Standard output and error as they may come: closed, without a reader, or of another encoding.
+"""Standard output as it may come: closed, or without a reader.
 
 What a command prints is not its result, so none of this ends it.
 """
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 
 
 class Terminal(Console):
@@ -39,27 +38,6 @@ def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], N
         console: where it shows.
         what: the things counted, such as "images".
     """
-    from rich.progress import Progress  # not for --help
-
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
-
-
-def prepare_streams() -> None:
-    """Make the standard streams writable.
-
-    A descriptor that is closed would be given to the next file that is opened, and messages would
-    go into that; it becomes the null device. Characters that an encoding lacks are escaped.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")

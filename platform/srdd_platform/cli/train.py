@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 
 from srdd.var.masks import Mask
 from srdd_platform.train.options import Options, TokenizerOptions, TransformerOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _sub = tyro.conf.subcommand
 
@@ -25,7 +27,10 @@ class TrainOptions:
     dry_run: bool = False  # say what it would do, take and cost, and end
 
     def train(
-        self, kind: Literal["tokenizer", "transformer", "classifier"], console: Console, **more: Any
+        self,
+        kind: Literal["tokenizer", "transformer", "classifier"],
+        console: "Console",
+        **more: Any,
     ) -> None:
         """Train one model under Ray."""
         from srdd.compiling import check_machine
@@ -69,7 +74,7 @@ class TrainOptions:
         _print_validation(self.out, console)
 
 
-def _print_validation(run: Path, console: Console) -> None:
+def _print_validation(run: Path, console: "Console") -> None:
     from srdd_platform.core.files import read_json
 
     found = read_json(run / "validation.json")
@@ -83,7 +88,7 @@ class TrainTokenizer(TrainOptions):
 
     training: TokenizerOptions = field(default_factory=TokenizerOptions)
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Train it."""
         self.train("tokenizer", console)
 
@@ -96,7 +101,7 @@ class TrainTransformer(TrainOptions):
     tokenizer: Path  # run directory of a finished tokenizer, or a pipeline's (`srdd convert`)
     mask: Mask = "markov"
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Train it, extracting codes where they are missing."""
         self.train("transformer", console, tokenizer=self.tokenizer, mask=self.mask)
 
@@ -105,7 +110,7 @@ class TrainTransformer(TrainOptions):
 class TrainClassifier(TrainOptions):
     """Train the small classifier whose features measure FID on data that Inception ignores."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Train it."""
         self.train("classifier", console)
 
@@ -124,7 +129,7 @@ class TrainDistill(TrainOptions):
     num: int = 1000  # images drawn of each model for its FID
     sample_batch: int = 250  # images drawn at once
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Train the stages, and print the table."""
         from srdd.presets import get_preset
         from srdd_platform.cli.progress import bars
@@ -171,6 +176,6 @@ class Train:
         | Annotated[TrainDistill, _sub("distill")]
     )
 
-    def run(self, console: Console) -> None:
+    def run(self, console: "Console") -> None:
         """Run the command chosen."""
         self.command.run(console)

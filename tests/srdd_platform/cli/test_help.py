@@ -14,8 +14,7 @@ from srdd_platform.cli.main import Command
 
 ROOT = Path(__file__).resolve().parents[3]
 PARSES = {
-    "srdd", "srdd_platform", "tyro", "rich", "docstring_parser", "typeguard", "typing_extensions",
-    "shtab",
+    "srdd", "srdd_platform", "tyro", "docstring_parser", "typeguard", "typing_extensions", "shtab",
 }  # fmt: skip
 SCRIPT = """
 import json, runpy, sys

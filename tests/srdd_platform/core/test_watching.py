@@ -226,7 +226,8 @@ def test_a_console_on_a_full_disk_falls_silent(monkeypatch: pytest.MonkeyPatch) 
 
 SCRIPT = """
 import os
-from srdd_platform.cli.terminal import Terminal, prepare_streams
+from srdd_platform.cli.streams import prepare_streams
+from srdd_platform.cli.terminal import Terminal
 prepare_streams()
 file = open(os.devnull)
 Terminal().print("läufe/größe/研究")
