@@ -1,6 +1,7 @@
 """The report of other sweeps: another family's settings, an axis of models, one setting alone."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,10 @@ def test_high_values_of_some_metrics_are_better(palette: SweepData) -> None:
     assert figure.layout.yaxis.title.text == "accuracy (toy)"
     assert figure.layout.annotations[0].text == "↓ below: plain palette 0.2"
     assert 0.6 < figure.layout.yaxis.range[0] < 0.7 < 0.99 < figure.layout.yaxis.range[1]
+    setup = replace(palette.setup, hypervolume_reference={"nfe": 16, "accuracy": 0.5})
+    # log2 of 16, 4 and 2: (4 - 1)(0.9 - 0.5) + (4 - 2)(0.99 - 0.9)
+    volume = frontier_info(palette.rows, NFE, setup, "accuracy").hypervolume
+    assert volume == pytest.approx(1.38)
     best = overview(palette).best
     assert best is not None
     assert best["key"] == "free"
@@ -183,9 +188,13 @@ def test_models_are_lines_colours_and_an_axis(masks: SweepData) -> None:
                       masks.setup)  # fmt: skip
     assert keys(info.levels) == ["markov0"]  # p is inactive at refine 0
     assert [trace.name for trace in draw_lines(info).data] == ["refine 0", "refine 2"]
-    levels = [one for one in masks.rows if one["refine"]]
-    info = lines_info(levels, Lines(x="p", series="refine", fixed={"mask": "markov"}), masks.setup)
-    assert info.levels == []
+    plain = {**masks.rows[0], "key": "r", "kind": "reference", "name": "plain", "mask": "markov"}
+    rows = [*(one for one in masks.rows if one["refine"]), plain]
+    at_markov = Lines(x="p", series="refine", fixed={"mask": "markov"})
+    assert keys(lines_info(rows, at_markov, masks.setup).levels) == ["r"]
+    rows[-1] = {**plain, "n": 50}  # measured otherwise
+    info = lines_info(rows, at_markov, masks.setup)
+    assert (info.levels, info.notes) == ([], ["No row without p was measured at mask markov."])
     frontier = frontier_info(masks.rows, cost_axes(masks.rows)[0], masks.setup)
     assert {name: len(rows) for name, rows in frontier.models.items()} == {
         "mask block_causal": 3,
@@ -309,6 +318,8 @@ def test_a_null_that_is_a_value_is_not_called_inactive(tmp_path: Path) -> None:
     info = lines_of(sweep)
     assert keys(info.lines[None]) == ["all", "all2"]
     assert keys(info.others) == ["few"]
+    fixed = Lines(x="cfg", fixed={"patch_nums": [1, 2]})
+    assert keys(lines_info(sweep.rows, fixed, sweep.setup).lines[None]) == ["few"]
     assert overview(sweep).searched["patch_nums"] == "1,2 or default"
     axis = parallel_info(sweep.rows, Parallel(), sweep.setup).axes[0]
     assert axis.ticks == [(INACTIVE, "default"), (0.5, "1,2")]
