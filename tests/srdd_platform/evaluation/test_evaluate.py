@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from generators import Colours, ColourSettings, ColourState, make_colours
@@ -289,22 +290,28 @@ def test_images_in_batches_of_any_sizes_are_judged_like_one_batch(
 
 
 def test_images_are_judged_without_being_kept(evaluator: Evaluator, tmp_path: Path) -> None:
-    """At each batch, at most those that wait for the extractor's next batch are alive."""
-    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    """At each batch, at most those that wait for the extractor's next batch are in memory."""
+    arrays: list[weakref.ref[Any]] = []  # that hold the images
     seen: list[int] = []
 
+    def alive() -> int:
+        return sum(array() is not None for array in arrays)
+
     def many() -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(0)
+        generator = np.random.default_rng(0)
         for _ in range(30):
-            images = torch.randint(256, (100, 3, 16, 16), generator=generator, dtype=torch.uint8)
-            alive.add(images)
+            array = generator.integers(256, size=(100, 3, 16, 16), dtype=np.uint8)
+            arrays.append(weakref.ref(array))
+            images = torch.from_numpy(array)
+            del array
             yield images, None
             del images
-            seen.append(len(alive))
+            seen.append(alive())
 
     assert evaluator.evaluate_images(many(), grid=tmp_path / "grid.png")["fid"] > 0
     assert len(seen) == 30
-    assert max(seen) <= 4  # three that fill the extractor's batch, and the one just given
+    assert max(seen) == 2  # 250 images are judged at once
+    assert alive() == 0
 
 
 @pytest.mark.parametrize(
