@@ -6,13 +6,21 @@ import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from generators import Colours, ColourSettings, ColourState, make_colours
+from generators import (
+    Colours,
+    ColourSettings,
+    ColourState,
+    load_colours,
+    make_colours,
+    save_colours,
+)
 from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, image_seed, load_pipeline, sample
@@ -40,9 +48,17 @@ from srdd_platform.evaluation.protocol import (
     row_key,
     weights_digest,
 )
-from srdd_platform.evaluation.rows import Row, settings_columns, to_json
+from srdd_platform.evaluation.rows import Row, read_rows, settings_columns, to_json
+from srdd_platform.evaluation.runner import make_rows
 from srdd_platform.sweep.definition import MODEL, Reference, epsilon, plain
-from srdd_platform.sweep.references import ReferenceSpec, after_search, before_search, spec_key
+from srdd_platform.sweep.references import (
+    ReferenceSpec,
+    after_search,
+    before_search,
+    load_maker,
+    missing_references,
+    spec_key,
+)
 
 REFINED = SamplerConfig(cfg=1.0, refine_steps=2, resample_threshold=0.05)
 MEASURED = (
@@ -468,6 +484,29 @@ def test_references_that_a_model_cannot_take_are_left_out_with_the_reason(
         "The reference plain Colours (blue), cfg 0 is left out: unknown setting 'cfg'",
         "The reference epsilon-truncation 0.01, cfg 0.5 is left out: unknown setting 'cfg'",
     ]
+
+
+def test_reference_rows_of_another_family(evaluation: EvaluationConfig, tmp_path: Path) -> None:
+    """Real images, the searched model, and another one: its rows have their own columns."""
+    directories = [save_colours(make_colours(seed), tmp_path / f"{seed}") for seed in (0, 1)]
+    models: dict[Path, Any] = {path: load_colours(path) for path in directories}
+    reference = Reference(name=f"plain {MODEL}", settings={"noise": 0.0})
+    specs = before_search(models, [reference])
+    items = missing_references(tmp_path, directories[0], evaluation, specs, "weights")
+    assert [spec for spec, _ in items] == specs
+    load = partial(load_maker, tmp_path, directories[0], evaluation, load_colours)
+    make_rows(tmp_path, items, load)
+    rows = {row["name"]: row for row in read_rows(tmp_path)}
+    own = ("n", "tint", "noise", "steps", "nfe")
+    assert {name: tuple(row[column] for column in own) for name, row in rows.items()} == {
+        "real, held out": (360, None, None, None, None),
+        "plain Colours (blue)": (60, "blue", 0.0, None, 1.0),
+        "plain Colours (red)": (60, "red", 0.0, None, 1.0),
+    }
+    fids = [rows[spec.name]["fid"] for spec in specs]
+    assert fids[0] < fids[1] != fids[2]
+    assert not missing_references(tmp_path, directories[0], evaluation, specs, "weights")
+    assert {path.stem for path in (tmp_path / "grids").iterdir()} == {key for _, key in items}
 
 
 def test_the_key_of_a_reference_names_all_that_decides_it(
