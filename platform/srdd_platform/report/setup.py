@@ -23,7 +23,7 @@ class Setup:
     first: Sequence[Mapping[str, Any]] = ()  # settings that were tried first
     searched: frozenset[str] | None = None  # settings and axes of models; None: not known
     logarithmic: Mapping[str, bool] = field(default_factory=dict)  # of settings with a range
-    base: Mapping[str, Any] = field(default_factory=dict)  # the settings that are not searched
+    base: Mapping[str, Any] = field(default_factory=dict)  # settings not searched
     hypervolume_reference: Any = None  # unchecked: see report/hypervolume.py
     objectives: Sequence[str] = OBJECTIVES  # columns; the best trial is the best in the first
     best_rule: str = "lowest FID"
@@ -55,13 +55,13 @@ class Setup:
 
 
 def read_setup(config: Mapping[str, Any]) -> Setup:
-    """Read it.
+    """The set-up that a configuration describes.
 
     Raises:
         UserError: ``figures`` or ``grid`` has another form than a sweep writes.
     """
     found = {name: value for part in _parts(config) for name, value in part.items()}
-    first = found.get("first") or []
+    first = found.get("first")
     figures: Sequence[Figure] = (Frontier(), Parallel())
     if found.get("grid"):
         first, lines = _of_grid(found["grid"])
@@ -73,7 +73,7 @@ def read_setup(config: Mapping[str, Any]) -> Setup:
     ranges = {name: ends for name, axis in axes.items() if (ends := _range(axis))}
     return Setup(
         figures=figures,
-        first=[_cells(one) for one in first if isinstance(one, dict)],
+        first=[_cells(_object(one)) for one in first] if isinstance(first, list) else [],
         searched=frozenset(axes) if axes else None,
         logarithmic={name: bool(ends.get("log")) for name, ends in ranges.items()},
         base=_cells(_object(found.get("base"))),
@@ -96,6 +96,9 @@ def _of_grid(grid: Any) -> tuple[list[dict[str, Any]], Lines]:
     """The first settings and the figure of a sweep that was begun before sweeps list them."""
     if not isinstance(grid, dict) or any(key not in grid for key in GRID_KEYS):
         raise UserError(f"grid in config.json must have {', '.join(GRID_KEYS)}")
+    for key in ("thresholds", "refine_steps"):
+        if not isinstance(grid[key], list):
+            raise UserError(f"grid in config.json: {key} must be a list, got {grid[key]!r}")
     fixed = {"cfg": grid["cfg"], "feedback": grid["feedback"]}
     first = [
         {**fixed, "resample_threshold": threshold, "refine_steps": steps}

@@ -59,8 +59,10 @@ class Lines:
         require(named, "series", self.series, "null or the name of a setting")
         require(isinstance(self.fixed, Mapping), "fixed", self.fixed, "settings with their values")
         require(self.series != self.x, "series", self.series, "another setting than x")
-        for name in self.fixed:
+        for name, value in self.fixed.items():
             require(name not in (self.x, self.series), "fixed", name, "neither x nor series")
+            plain = value is None or isinstance(value, str | int | float | list | tuple)
+            require(plain, "fixed", value, "settings with their values")
 
     def settings(self) -> tuple[str, ...]:
         """The settings that the figure names."""

@@ -64,6 +64,7 @@ def test_a_figure_comes_back_from_its_json_form(figure: Figure, values: dict[str
         ({"kind": "lines", "x": "cfg", "series": ""}, r"series must be null or the name of a"),
         ({"kind": "lines", "x": "cfg", "series": "cfg"}, r"series must be another setting than x"),
         ({"kind": "lines", "x": "cfg", "fixed": {"cfg": 1}}, r"fixed must be neither x nor series"),
+        ({"kind": "lines", "x": "cfg", "fixed": {"p": {}}}, r"fixed must be settings with their"),
         ({"kind": "lines", "x": "cfg", "fixed": ["a"]}, r"fixed must be settings with their"),
     ],
 )
