@@ -12,6 +12,8 @@ from srdd_platform.train.options import Options, TokenizerOptions, TransformerOp
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from srdd_platform.train.job import Job
+
 _sub = tyro.conf.subcommand
 
 
@@ -38,7 +40,6 @@ class TrainOptions:
         from srdd_platform.cli.progress import bars
         from srdd_platform.core.ray_session import session
         from srdd_platform.core.runs import check_place
-        from srdd_platform.data.codes import encode
         from srdd_platform.train.extend import extends, is_finished
         from srdd_platform.train.job import make_job
         from srdd_platform.train.launcher import train
@@ -61,17 +62,25 @@ class TrainOptions:
             if cluster.dashboard:
                 console.print(cluster.dashboard, soft_wrap=True)
             if isinstance(self.training, TransformerOptions):
-                codes = Path(job.inputs.codes)
-                if self.training.codes is None and codes.is_relative_to(job.run):
-                    console.print(f"Codes are kept in {codes}: nothing could be written beside "
-                                  "the tokenizer", soft_wrap=True)  # fmt: skip
-                encode(
-                    self.data, more["tokenizer"], views=self.training.views,
-                    flip=self.training.flip, reading=self.training, device=self.training.device,
-                    out=codes,
-                )  # fmt: skip
+                _encode(self.data, more["tokenizer"], job, self.training, console)
             train([job], cluster, bars(console))
         _print_validation(self.out, console)
+
+
+def _encode(
+    data: str, tokenizer: Path, job: "Job", options: TransformerOptions, console: "Console"
+) -> None:
+    """Extract the codes that a transformer is trained on, where they are missing."""
+    from srdd_platform.data.codes import encode
+
+    codes = Path(job.inputs.codes)
+    if options.codes is None and codes.is_relative_to(job.run):
+        console.print(f"Codes are kept in {codes}: nothing could be written beside the tokenizer",
+                      soft_wrap=True)  # fmt: skip
+    encode(
+        data, tokenizer, views=options.views, flip=options.flip, reading=options,
+        device=options.device, out=codes,
+    )  # fmt: skip
 
 
 def _print_validation(run: Path, console: "Console") -> None:

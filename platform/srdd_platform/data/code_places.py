@@ -59,10 +59,22 @@ def codes_dir(
     if not weights.exists():
         raise UserError(f"{tokenizer} holds no finished tokenizer: train it first")
     manifest = Manifest.load(data) if isinstance(data, Path) else data.manifest
+    key = _key(manifest, weights, views, flip, skipped)
+    model = weights.parent.parent if is_pipeline(weights.parent.parent) else weights.parent
+    beside = (model.parent if model.name == "model" else model) / "codes" / key
+    if place is not None:
+        return place / key
+    return beside if run is None else _for_run(run, beside)
+
+
+def _key(
+    manifest: Manifest, weights: Path, views: int, flip: bool, skipped: Mapping[str, Skipped] | None
+) -> str:
+    """Names all that decides the codes."""
     augmentation = view_augmentation(manifest, views, flip)
     about = None if augmentation is None else {**asdict(augmentation), "views": views}
     config = read_config(weights.parent, "tokenizer", TokenizerConfig)
-    key = digest(
+    return digest(
         {
             "data": manifest.fingerprint,
             "tokenizer": sha256_file(weights),
@@ -72,15 +84,13 @@ def codes_dir(
             **({"skipped": skipped} if skipped else {}),
         }
     )
-    model = weights.parent.parent if is_pipeline(weights.parent.parent) else weights.parent
-    beside = (model.parent if model.name == "model" else model) / "codes" / key
-    if place is not None:
-        return place / key
-    if run is None:
-        return beside
-    own = run / "codes" / key
+
+
+def _for_run(run: Path, beside: Path) -> Path:
+    """The codes of a run: those that are there, or where they go. ``beside``: the tokenizer."""
+    own = run / "codes" / beside.name
     for known in (_recorded(run), beside, own):
-        if known is not None and known.name == key and (known / "manifest.json").exists():
+        if known is not None and known.name == own.name and (known / "manifest.json").exists():
             return known
     return beside if can_write(beside) else own
 

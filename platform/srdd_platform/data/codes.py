@@ -31,6 +31,7 @@ from torch import Tensor
 from srdd.checkpoint import save_tensors
 from srdd.errors import UserError
 from srdd.images import to_float
+from srdd.var.config import TokenizerConfig
 from srdd.var.pipeline import load_tokenizer
 from srdd_platform.core.files import atomic_path, can_write, read_json, write_json
 from srdd_platform.core.location import parse_location
@@ -39,6 +40,7 @@ from srdd_platform.data.ahead import read_ahead
 from srdd_platform.data.code_places import codes_dir, view_augmentation
 from srdd_platform.data.damage import Skipped
 from srdd_platform.data.dataset import ShardDataset, stacked
+from srdd_platform.data.manifest import Manifest, Shard, Split
 from srdd_platform.data.options import ReadOptions
 from srdd_platform.data.sources import VIEW_DRAWS
 from srdd_platform.data.store import inspected, open_store
@@ -138,6 +140,18 @@ def encode(
     if not can_write(directory):
         raise UserError(f"codes cannot be written to {directory.parent}: give --codes DIR")
     config = load_tokenizer(tokenizer_dir(tokenizer)).config
+    _check_fit(config, manifest, str(data))
+    extraction = Extraction(
+        data=str(parse_location(str(data), "--data")), tokenizer=str(tokenizer.resolve()),
+        views=views, flip=flip, skipped=skipped, reading=reading.alone(), device=device,
+    )  # fmt: skip
+    _encode_shards(extraction, manifest, directory, progress)
+    write_json(directory / "manifest.json", _manifest(extraction, manifest, config))
+    return directory
+
+
+def _check_fit(config: TokenizerConfig, manifest: Manifest, data: str) -> None:
+    """Refuse a tokenizer for other images, or with more codes than a shard can hold."""
     if config.resolution != manifest.resolution:
         raise UserError(
             f"the tokenizer takes {config.resolution} px images, {data} holds "
@@ -145,41 +159,59 @@ def encode(
         )
     if config.vocab_size > MAX_VOCAB:
         raise UserError(f"codes are uint16: vocab_size {config.vocab_size} exceeds {MAX_VOCAB}")
-    extraction = Extraction(
-        data=str(parse_location(str(data), "--data")), tokenizer=str(tokenizer.resolve()),
-        views=views, flip=flip, skipped=skipped, reading=reading.alone(), device=device,
-    )  # fmt: skip
+
+
+def _manifest(
+    extraction: Extraction, manifest: Manifest, config: TokenizerConfig
+) -> dict[str, Any]:
+    """What a directory of code shards says of itself."""
+    views, skipped = extraction.views, extraction.skipped
+    return {
+        "format": FORMAT,
+        "classes": list(manifest.classes),
+        "length": config.schedule.length,
+        "vocab_size": config.vocab_size,
+        **({"views": views} if views > 1 else {}),
+        "splits": {
+            name: {
+                "num": split.num - sum(skipped.get(name, {}).values()),
+                "shards": [_codes_of(one.name) for one in _usable(split, skipped.get(name, {}))],
+            }
+            for name, split in manifest.splits.items()
+        },
+    }
+
+
+def _usable(split: Split, skipped: Skipped) -> list[Shard]:
+    """The shards of a split that are not lost as a whole."""
+    return [shard for shard in split.shards if shard.name not in skipped]
+
+
+def _codes_of(shard: str) -> str:
+    """The name of the codes of an image shard."""
+    return shard.removesuffix(".tar") + ".safetensors"
+
+
+def _encode_shards(
+    extraction: Extraction,
+    manifest: Manifest,
+    directory: Path,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Make the code shards that are not there: a Ray task each."""
     task = ray.remote(encode_shard).options(
-        num_cpus=1, num_gpus=int(device == "cuda"), name="encode codes"
+        num_cpus=1, num_gpus=int(extraction.device == "cuda"), name="encode codes"
     )
-    splits: dict[str, Any] = {}
-    pending = []
-    for split, content in manifest.splits.items():
-        left_out = skipped.get(split, {})
-        splits[split] = {"num": content.num - sum(left_out.values()), "shards": []}
-        for shard in content.shards:
-            if shard.name not in left_out:
-                name = shard.name.removesuffix(".tar") + ".safetensors"
-                splits[split]["shards"].append(name)
-                if not (directory / name).exists():
-                    target = directory.resolve() / name
-                    pending.append(task.remote(extraction, split, shard.name, target))
+    pending = [
+        task.remote(extraction, split, shard.name, directory.resolve() / _codes_of(shard.name))
+        for split, content in manifest.splits.items()
+        for shard in _usable(content, extraction.skipped.get(split, {}))
+        if not (directory / _codes_of(shard.name)).exists()
+    ]
     for done, job in enumerate(pending, start=1):
         ray.get(job)
         if progress is not None:
             progress(done, len(pending))
-    write_json(
-        directory / "manifest.json",
-        {
-            "format": FORMAT,
-            "classes": list(manifest.classes),
-            "length": config.schedule.length,
-            "vocab_size": config.vocab_size,
-            **({"views": views} if views > 1 else {}),
-            "splits": splits,
-        },
-    )
-    return directory
 
 
 def _load_shard(path: Path) -> dict[str, Tensor]:

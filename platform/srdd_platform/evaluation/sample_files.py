@@ -80,22 +80,25 @@ def write_samples(
     seeds = image_seeds(seed, 0, num)
     _check_place(out)
     sampler = _sampler(generator, config, min(num, batch_size), placement)
-    images, nfe, gflops = [], 0.0, 0.0
-    for begin in range(0, num, batch_size):
-        rows = slice(begin, begin + batch_size)
-        result = sampler(labels[rows], seeds[rows])
-        images.append(to_uint8(result.images).cpu())
-        nfe += float(result.nfe.double().sum())
-        gflops += float(result.gflops.sum())
-    pixels = torch.cat(images)
+    pixels, cost = _sample_all(sampler, labels, seeds, batch_size)
     if _is_grid(out):
         write_bytes(out, to_png(grid(pixels)))
     else:
         _write_directory(out, pixels, labels, seeds, generator.card.class_names)
-    logger.info(
-        "%s: %d images, %.1f network evaluations and %.3g GFLOPs each",
-        out, num, nfe / num, gflops / num,
-    )  # fmt: skip
+    logger.info("%s: %d images, %.1f network evaluations and %.3g GFLOPs each", out, num, *cost)
+
+
+def _sample_all(
+    sampler: Sampler, labels: Tensor, seeds: Tensor, batch_size: int
+) -> tuple[Tensor, tuple[float, float]]:
+    """All images, uint8 [n, 3, R, R], and what one costs: network evaluations and GFLOPs."""
+    images, nfe, gflops = [], 0.0, 0.0
+    for labels_B, seeds_B in zip(labels.split(batch_size), seeds.split(batch_size), strict=True):
+        result = sampler(labels_B, seeds_B)
+        images.append(to_uint8(result.images).cpu())
+        nfe += float(result.nfe.double().sum())
+        gflops += float(result.gflops.sum())
+    return torch.cat(images), (nfe / len(labels), gflops / len(labels))
 
 
 def _check(num: int, seed: int, batch_size: int, out: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayTaskError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from srdd.errors import UserError
@@ -27,6 +26,7 @@ from srdd_platform.train.job import Job
 from srdd_platform.train.out_of_memory import advice
 from srdd_platform.train.placement import Need, find_room, fit_together, patience
 from srdd_platform.train.progress import Display, follow, no_display
+from srdd_platform.train.ray_internals import WorkerGroupStartupTimeoutError
 from srdd_platform.train.trainer import lost_workers, run_training
 from srdd_platform.train.worker_timeout import NoWorkersError
 

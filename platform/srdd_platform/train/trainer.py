@@ -14,7 +14,6 @@ from ray.train import (
     TrainingFailedError,
 )
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from srdd.errors import UserError
 from srdd_platform.core.ray_environment import environment
@@ -23,6 +22,7 @@ from srdd_platform.core.storage import Storage, open_storage
 from srdd_platform.train.checkpoints import last_step
 from srdd_platform.train.job import Job
 from srdd_platform.train.placement import Need
+from srdd_platform.train.ray_internals import WorkerHealthCheckFailedError
 from srdd_platform.train.worker import worker
 from srdd_platform.train.worker_timeout import Patience
 

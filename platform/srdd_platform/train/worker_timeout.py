@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from srdd_platform.train.ray_internals import ControllerCallback
 
 WITHOUT_WORKERS = ("INITIALIZING", "SCHEDULING", "RESCHEDULING", "RESTARTING", "RESIZING")
 PAUSE_S = 0.5

@@ -7,12 +7,14 @@ import pytest
 
 from srdd_platform.core import ray_internals
 from srdd_platform.core.ray_session import Session
+from srdd_platform.train import ray_internals as train_internals
 
 PLATFORM = Path(ray_internals.__file__).parents[1]
 
 
 def test_all_names_are_there() -> None:
     assert all(getattr(ray_internals, name) for name in ray_internals.__all__)
+    assert all(getattr(train_internals, name) for name in train_internals.__all__)
     assert ray_internals.services.ConsolePopen
     assert isinstance(ray_internals.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV, bool)
     assert ray_internals.ray_constants.GLOBAL_GRPC_OPTIONS
@@ -25,10 +27,11 @@ def test_no_other_module_uses_a_private_name_of_ray() -> None:
         for line in path.read_text().splitlines()
         if re.search(r"\bray\.(_[a-z]|core\.|.*\._internal)", line)
     }
-    assert {name for name in found if not name.endswith("ray_internals.py")} <= {
+    assert found == {
+        "core/ray_internals.py",
         "core/ray_settings.py",  # imports Ray's core in a process of its own, to see whether it can
-        "train/launcher.py", "train/worker.py", "train/worker_timeout.py",
-    }  # fmt: skip
+        "train/ray_internals.py",
+    }
 
 
 @pytest.mark.ray
