@@ -61,7 +61,17 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
             else:
                 found += differences(old[key], new[key], inner)
         return found
+    if _holds_objects(old) and _holds_objects(new):
+        if len(old) != len(new):
+            return [f"{path}: {len(old)} entries -> {len(new)}"]
+        pairs = enumerate(zip(old, new, strict=True), 1)
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{path} {i}")]
     return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+def _holds_objects(value: Any) -> bool:
+    """Whether a JSON value is a list of objects, which is too long to be shown."""
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 # Settings of memory alone: blocks again in the backward pass change nothing, a batch in parts
