@@ -9,20 +9,43 @@ transformers (or takes those that are there), and searches the sampler's thresho
 steps, feedback and guidance for low FID at low cost. Given again it goes on where it stopped.
 """
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from srdd_platform.cli.sweep import main
+from srdd_platform.report.specs import Frontier, Lines, Parallel
+from srdd_platform.sweep.definition import (
+    Categorical,
+    Float,
+    Int,
+    Sweep,
+    epsilon,
+    plain,
+    product,
+)
 
-from srdd_platform.cli.sweep import sweep_main
-from srdd_platform.sweep.space import Grid
-
-SPACE = {
-    "resample_threshold": FloatDistribution(1e-4, 0.3, log=True),
-    "refine_steps": IntDistribution(0, 4),  # 0 is plain SDD
-    "feedback": CategoricalDistribution(("updated", "kept", "none")),
-    "cfg": FloatDistribution(0.0, 3.0, step=0.25),
-}
-GRID = Grid(
-    cfg=0.5, feedback="updated", thresholds=(1e-4, 1e-3, 1e-2, 1e-1), refine_steps=(1, 2, 4)
+SWEEP = Sweep(
+    name="resample_threshold",
+    space={
+        "resample_threshold": Float(1e-4, 0.3, log=True),
+        "refine_steps": Int(0, 4),  # 0 is plain SDD
+        "feedback": Categorical(("updated", "kept", "none")),
+        "cfg": Float(0.0, 3.0, step=0.25),
+    },
+    first=product(
+        cfg=[0.5],
+        feedback=["updated"],
+        refine_steps=[1, 2, 4],
+        resample_threshold=[1e-4, 1e-3, 1e-2, 1e-1],
+    ),
+    references=[*plain(cfg=[0, 0.5, 1, 2]), *epsilon(1e-3, 1e-2, cfg=0.5)],
+    figures=[
+        Frontier(),
+        Lines(
+            x="resample_threshold",
+            series="refine_steps",
+            fixed={"cfg": 0.5, "feedback": "updated"},
+        ),
+        Parallel(),
+    ],
 )
 
 if __name__ == "__main__":
-    sweep_main("resample_threshold", SPACE, GRID, __doc__)
+    main(SWEEP, __doc__)

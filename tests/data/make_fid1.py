@@ -14,9 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from PIL import Image
-from rich.console import Console
 from sklearn.datasets import load_digits
 
 from srdd.checkpoint import save_model
@@ -30,9 +28,17 @@ from srdd.var.transformer import ScaleTransformer
 from srdd_platform.data.shards import prepare
 from srdd_platform.distill.run import Distillation, distill
 from srdd_platform.evaluation.protocol import EvaluationConfig
+from srdd_platform.sweep.definition import (
+    Categorical,
+    Float,
+    Int,
+    Sweep,
+    epsilon,
+    plain,
+    product,
+)
 from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.sweep.run import run_sweep
-from srdd_platform.sweep.space import Grid
 from srdd_platform.train.options import TransformerOptions
 
 CLASSES, IMAGES = 3, 40  # of each class
@@ -84,19 +90,22 @@ def main() -> None:
         source="folder", path=root / "images", resolution=8, out=root / "data", val_fraction=0.5
     )
     models(root)
-    console = Console()
     args = SweepArgs(
         out=root / "sweep", model=root / "model", data=root / "data",
         weights=root / "classifier", trials=3, num=60,
     )  # fmt: skip
-    space = {
-        "cfg": FloatDistribution(0.0, 3.0, step=0.25),
-        "feedback": CategoricalDistribution(("updated", "kept")),
-        "refine_steps": IntDistribution(0, 2),
-        "resample_threshold": FloatDistribution(1e-3, 0.3, log=True),
-    }
-    grid = Grid(cfg=0.5, feedback="updated", thresholds=(0.01,), refine_steps=(1,))
-    run_sweep("small", space, grid, args, console)
+    sweep = Sweep(
+        name="small",
+        space={
+            "cfg": Float(0.0, 3.0, step=0.25),
+            "feedback": Categorical(("updated", "kept")),
+            "refine_steps": Int(0, 2),
+            "resample_threshold": Float(1e-3, 0.3, log=True),
+        },
+        first=product(cfg=[0.5], feedback=["updated"], refine_steps=[1], resample_threshold=[0.01]),
+        references=[*plain(cfg=[0, 0.5, 1, 2]), *epsilon(1e-3, 1e-2, cfg=0.5)],
+    )
+    run_sweep(sweep, args)
     evaluation = EvaluationConfig(
         data=str(root / "data"), extractor="classifier", weights=str(root / "classifier"), num=60
     )

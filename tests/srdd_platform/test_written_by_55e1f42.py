@@ -24,7 +24,15 @@ from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, begun_under
 
 SCRIPT = Path(__file__).parents[2] / "sweeps" / "resample_threshold.py"
 TIMED = ("latency_ms", "images_per_s", "peak_memory_mb")
-WRITTEN_ANEW = ("report", "grids", "stages.json", "stages.md", ".inspected.json", ".lock")
+WRITTEN_ANEW = (
+    "report",
+    "grids",
+    "stages.json",
+    "stages.md",
+    ".inspected.json",
+    ".finished.json",
+    ".lock",
+)
 
 Command = Callable[..., None]
 

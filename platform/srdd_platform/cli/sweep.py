@@ -1,31 +1,46 @@
-"""The main of the scripts in ``sweeps/``: parse the options, run the sweep."""
+"""The main of the scripts in ``sweeps/``: parse the options, run the sweep, print what came out."""
 
 from collections.abc import Mapping
-
-from optuna.distributions import BaseDistribution
+from functools import partial
 
 from srdd_platform.cli.command_errors import guarded
 from srdd_platform.cli.command_line import parse_command
 from srdd_platform.core.ray_settings import check_settings
+from srdd_platform.sweep.definition import Sweep
 from srdd_platform.sweep.options import SweepArgs
-from srdd_platform.sweep.space import Grid
 
 
-def sweep_main(
-    name: str, space: Mapping[str, BaseDistribution], grid: Grid, doc: str | None
-) -> None:
-    """The main of a sweep script: parse its options and run it."""
+def main(sweep: Sweep, doc: str | None, presets: Mapping[str, Sweep] | None = None) -> None:
+    """Run a sweep as the command line asks, and print its frontier.
+
+    Args:
+        sweep: the script's.
+        doc: what ``--help`` says before the options.
+        presets: the sweep that takes its place under a preset's name.
+    """
 
     def action() -> None:
         args = parse_command(SweepArgs, description=doc)
         check_settings()  # before Ray is imported
-        from srdd_platform.cli.log_output import log_to
-        from srdd_platform.cli.progress import bars
-        from srdd_platform.cli.terminal import Terminal
-        from srdd_platform.sweep.run import run_sweep
-
-        terminal = Terminal()
-        with log_to(terminal):
-            run_sweep(name, space, grid, args, terminal, display=bars(terminal))
+        _run((presets or {}).get(args.preset, sweep), args)
 
     guarded(action)
+
+
+def _run(sweep: Sweep, args: SweepArgs) -> None:
+    """Run a sweep, unless it is finished, and print what came out."""
+    from srdd_platform.cli import sweep_tables
+    from srdd_platform.cli.log_output import log_to
+    from srdd_platform.cli.terminal import Terminal
+    from srdd_platform.sweep.finished import read_finished
+
+    terminal = Terminal()
+    with log_to(terminal):
+        outcome = read_finished(sweep, args)
+        if outcome is None:
+            from srdd_platform.cli.progress import bars
+            from srdd_platform.sweep.run import run_sweep
+
+            show = partial(sweep_tables.live, console=terminal)
+            outcome = run_sweep(sweep, args, show=show, display=bars(terminal))
+    sweep_tables.print_outcome(outcome, terminal)

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from srdd_platform.evaluation.rows import frontier
+from srdd_platform.sweep.finished import Outcome
 
 SHOWN = 12  # rows of the live table
 _COLUMNS = (
@@ -84,3 +85,14 @@ def print_frontier(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     trials = sum(row["kind"] == "trial" for row in rows)
     title = f"Frontier of {trials} trials (FID on features of {extractors})"
     console.print(rows_table(title, best))
+
+
+def print_outcome(outcome: Outcome, console: Console) -> None:
+    """The frontier, what failed, where the report is, and the command that serves the best."""
+    print_frontier(outcome.rows, console)
+    for row in outcome.rows:
+        if row["status"] == "failed":
+            console.print(f"failed: {row['key']}: {row['error']}", style="red")
+    console.print(f"Report:  {outcome.report}", soft_wrap=True)
+    if outcome.best is not None:
+        console.print(f"Best:    srdd serve {outcome.best} --port 8000", soft_wrap=True)

@@ -1,13 +1,14 @@
 """A Ray cluster that is started or joined when it is first needed."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-
 from srdd.devices import find_device
 from srdd_platform.core.ray_session import Session, session
+
+logger = logging.getLogger(__name__)
 
 
 class Cluster:
@@ -16,13 +17,11 @@ class Cluster:
     Args:
         address: of a cluster, or None for a local one.
         device: that a local one must have.
-        console: where the dashboard's address is printed.
     """
 
-    def __init__(self, address: str | None, device: str, console: Console) -> None:
+    def __init__(self, address: str | None, device: str) -> None:
         self._address = address
         self._device = device
-        self._console = console
         self._context: Any = None
 
     def connect(self) -> Session:
@@ -33,7 +32,7 @@ class Cluster:
             self._context = session(self._address)
             self._session: Session = self._context.__enter__()
             if self._session.dashboard:
-                self._console.print(self._session.dashboard, soft_wrap=True)
+                logger.info("%s", self._session.dashboard)
         return self._session
 
     def close(self) -> None:
@@ -44,9 +43,9 @@ class Cluster:
 
 
 @contextmanager
-def lazy_cluster(address: str | None, device: str, console: Console) -> Iterator[Cluster]:
+def lazy_cluster(address: str | None, device: str) -> Iterator[Cluster]:
     """A cluster that is left at the end, if anything connected to it."""
-    cluster = Cluster(address, device, console)
+    cluster = Cluster(address, device)
     try:
         yield cluster
     finally:

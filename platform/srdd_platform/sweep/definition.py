@@ -27,6 +27,8 @@ class Float:
 
     def __post_init__(self) -> None:
         _check_range(self.low, self.high, self.step, log=self.log)
+        for name in ("low", "high"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)

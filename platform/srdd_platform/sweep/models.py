@@ -1,113 +1,115 @@
-"""The models a sweep works on: those given, or a preset's, prepared and trained where missing."""
+"""What a sweep works on: given, or a preset's, prepared and trained where it is missing."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from rich.console import Console
+from typing import Any
 
 from srdd.errors import UserError
-from srdd.load import load_var
-from srdd.presets import Preset
+from srdd.var.config import SamplerConfig
 from srdd.var.masks import Mask
-from srdd_platform.core.cluster import Cluster
+from srdd.var.pipeline import Pipeline
+from srdd_platform.core.runs import CONFIG, model_dir
 from srdd_platform.data.code_places import codes_dir
 from srdd_platform.data.codes import encode
-from srdd_platform.data.manifest import Manifest
+from srdd_platform.data.manifest import MANIFEST, Manifest
 from srdd_platform.data.shards import prepare
 from srdd_platform.evaluation.checks import check_data
 from srdd_platform.evaluation.extractors import check_classes, load_extractor
+from srdd_platform.evaluation.generate import Load
 from srdd_platform.evaluation.protocol import MIN_IMAGES
-from srdd_platform.sweep.options import SweepArgs
-from srdd_platform.train.extend import is_finished
-from srdd_platform.train.job import Job, make_job
-from srdd_platform.train.launcher import train
-from srdd_platform.train.options import Options
-from srdd_platform.train.progress import Display, no_display
+from srdd_platform.sweep.axes import Models, Source, make_models, train_masks
+from srdd_platform.sweep.definition import Sweep
+from srdd_platform.sweep.options import SweepArgs, sweep_dir
+from srdd_platform.sweep.trainer import Trainer
+from srdd_platform.train.job import make_job
 
-MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # trained with the same budget
+MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # of a preset: searched, and compared with it
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Models:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
     """What a sweep works on."""
 
-    pipeline: Path
-    others: tuple[Path, ...]  # models that stand beside it in the report
+    models: Models  # those searched: pipeline or run directories by a value of each axis
+    others: tuple[Path, ...]  # models that references are measured on as well
     data: Path
     weights: Path  # the extractor's
+    tokenizer: Path | None = None  # a preset's
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that all of it was read from."""
+        runs = [*self.models.values(), *self.others, self.weights]
+        runs += [] if self.tokenizer is None else [self.tokenizer]
+        configs = [run / CONFIG for run in runs if (run / CONFIG).exists()]
+        models = [path for run in runs for path in [model_dir(run), *model_dir(run).rglob("*")]]
+        return [self.data / MANIFEST, *configs, *models]
 
 
-def ready_models(
-    args: SweepArgs,
-    preset: Preset,
-    root: Path,
-    out: Path,
-    cluster: Cluster,
-    console: Console,
-    display: Display = no_display,
-) -> Models:
-    """The models to search: those given, or the preset's, prepared and trained where missing."""
-    options = Options(device="cuda" if args.device.startswith("cuda") else "cpu")
-    if args.model is not None and args.data is not None:
-        pipeline, manifest = load_var(args.model), Manifest.load(args.data)
-        check_data(pipeline.card, args.model, manifest, args.data)
-        if args.extractor == "classifier":
-            check_classes(len(manifest.classes), str(args.data))
-        held_out = manifest.splits["val"].num if "val" in manifest.splits else 0
-        if held_out < MIN_IMAGES:
-            raise UserError(
-                f"{args.data} holds {held_out} held-out images; the reference rows need at least "
-                f"{MIN_IMAGES}"
-            )
-        weights = args.weights
-        if weights is None:
-            weights = out.parent / f"{out.name}-classifier"
-            sized = replace(preset, tokenizer=pipeline.tokenizer.config)
-            job = make_job("classifier", sized, args.data, weights, options)
-            _train(
-                [job],
-                "a classifier on the data, as the feature extractor",
-                cluster,
-                console,
-                display,
-            )
-        else:
-            load_extractor(args.extractor, weights)  # refuses what would fail in every trial
-        return Models(args.model, (), args.data, weights)
+def plain_settings(args: SweepArgs, load: Load) -> Any:
+    """The sampler's settings by default: of the model given, or of a preset's."""
+    return SamplerConfig() if args.model is None else type(load(args.model).sampler)()
+
+
+def given_inputs(sweep: Sweep, args: SweepArgs, trainer: Trainer, load: Load) -> Inputs:
+    """The model and images of ``--model`` and ``--data``, with a classifier if none is given.
+
+    Raises:
+        UserError: they do not fit together, or the sweep needs models that are not given.
+    """
+    assert args.model is not None
+    assert args.data is not None
+    generator, manifest = load(args.model), Manifest.load(args.data)
+    check_data(generator.card, args.model, manifest, args.data)
+    if args.extractor == "classifier":
+        check_classes(len(manifest.classes), str(args.data))
+    held_out = manifest.splits["val"].num if "val" in manifest.splits else 0
+    if held_out < MIN_IMAGES:
+        raise UserError(
+            f"{args.data} holds {held_out} held-out images; the reference rows need at least "
+            f"{MIN_IMAGES}"
+        )
+    out = sweep_dir(sweep, args)
+    source = Source(folder=out.parent, data=args.data, load=load, trainer=trainer)
+    models = make_models(sweep.models, args.model, source)
+    if args.weights is not None:
+        load_extractor(args.extractor, args.weights)  # refuses what would fail in every trial
+        return Inputs(models=models, others=(), data=args.data, weights=args.weights)
+    weights = out.parent / f"{out.name}-classifier"
+    preset = trainer.preset
+    if isinstance(generator, Pipeline):  # the images have its side, whatever the preset's is
+        preset = replace(preset, tokenizer=generator.tokenizer.config)
+    job = make_job("classifier", preset, args.data, weights, trainer.options)
+    trainer.train([job], "a classifier on the data, as the feature extractor")
+    return Inputs(models=models, others=(), data=args.data, weights=weights)
+
+
+def preset_inputs(sweep: Sweep, args: SweepArgs, trainer: Trainer, load: Load) -> Inputs:
+    """A preset's images and models, prepared and trained where they are missing.
+
+    Raises:
+        UserError: what is there has other settings, or a training cannot go on.
+    """
+    root, preset, options = Path("runs") / args.preset, trainer.preset, trainer.options
     data, tokenizer, classifier = root / "data", root / "tokenizer", root / "classifier"
-    if not (data / "manifest.json").exists():
-        console.print(f"Preparing images: {args.preset}, {preset.tokenizer.resolution} px")
+    if not (data / MANIFEST).exists():
+        logger.info("Preparing images: %s, %s px", args.preset, preset.tokenizer.resolution)
     prepare(source=args.preset, resolution=preset.tokenizer.resolution, out=data)
-    first = [
+    jobs = [
         make_job("tokenizer", preset, data, tokenizer, options),
         make_job("classifier", preset, data, classifier, options),
     ]
-    _train(
-        first,
-        "the tokenizer, and the classifier whose features measure FID",
-        cluster,
-        console,
-        display,
-    )
+    trainer.train(jobs, "the tokenizer, and the classifier whose features measure FID")
     if not (codes_dir(data, tokenizer) / "manifest.json").exists():
-        console.print("Extracting codes, once for both masks")
-        cluster.connect()
+        logger.info("Extracting codes, once for all masks")
+        trainer.cluster.connect()
         encode(data, tokenizer)
-    second = [
-        make_job("transformer", preset, data, root / mask, options, tokenizer=tokenizer, mask=mask)
-        for mask in MASKS
-    ]
-    _train(
-        second, "the transformers: markov (SDD) and block_causal (VAR)", cluster, console, display
-    )
-    return Models(root / "markov", (root / "block_causal",), data, classifier)
-
-
-def _train(
-    jobs: list[Job], what: str, cluster: Cluster, console: Console, display: Display
-) -> None:
-    """Train what is not finished; what is finished must have the same settings."""
-    finished = all(is_finished(Path(job.run)) for job in jobs)
-    if not finished:
-        console.print(f"Training {what}")
-    train(jobs, None if finished else cluster.connect(), display)
+    source = Source(folder=root, data=data, load=load, trainer=trainer, tokenizer=tokenizer)
+    parent, *others = [root] if "mask" in sweep.models else train_masks(root, MASKS, source)
+    return Inputs(
+        models=make_models(sweep.models, parent, source), others=tuple(others), data=data,
+        weights=classifier, tokenizer=tokenizer,
+    )  # fmt: skip

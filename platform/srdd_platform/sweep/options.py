@@ -6,6 +6,7 @@ from pathlib import Path
 from srdd.devices import check_dtype
 from srdd.errors import UserError
 from srdd_platform.evaluation.protocol import MIN_IMAGES
+from srdd_platform.sweep.definition import Sweep
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +18,7 @@ class SweepArgs:
     data: Path | None = None  # its shards (srdd data prepare); needed with --model
     extractor: str = "classifier"  # whose features are compared: classifier or inception
     weights: Path | None = None  # the extractor's; without, a classifier is trained on the data
-    trials: int = 24  # distinct rows; a larger number extends a finished sweep
+    trials: int | None = None  # distinct rows; default the script's; more extend a finished sweep
     num: int = 1000  # images a row, the same number of each class
     seed: int = 0
     preset: str = "digits"
@@ -51,3 +52,9 @@ class SweepArgs:
             path = getattr(self, name)
             if path is not None and not path.exists():
                 raise UserError(f"--{name} {path} does not exist")
+
+
+def sweep_dir(sweep: Sweep, args: SweepArgs) -> Path:
+    """The directory of a sweep: as given, or its name beside the models that it searches."""
+    beside = args.model.name if args.model else args.preset
+    return args.out or Path("runs") / beside / sweep.name

@@ -6,7 +6,7 @@ the other end. The sweep names the sampler settings that are measured beside the
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -46,14 +46,18 @@ class ReferenceSpec:
 
 
 def before_search(
-    models: Mapping[Path, Generator[Any]], references: Sequence[Reference]
+    models: Mapping[Path, Generator[Any]],
+    references: Sequence[Reference],
+    names: Mapping[Path, str] | None = None,
 ) -> list[ReferenceSpec]:
     """The rows that do not need the search's outcome.
 
     Args:
         models: by their directories, the searched one first.
         references: sampler settings. Those that a model cannot take are left out.
+        names: of models, where their cards do not tell them apart.
     """
+    called = {path: model.card.name for path, model in models.items()} | dict(names or {})
     (searched, generator), *_ = models.items()
     plain = type(generator.sampler)()
     specs: list[dict[str, Any]] = [{"name": "real, held out", "what": "held-out", "config": plain}]
@@ -65,16 +69,20 @@ def before_search(
     everywhere = [reference for reference in references if reference.every_model]
     for directory, model in models.items():
         path = "" if directory == searched else str(model_dir(directory).resolve())
-        specs += [spec | {"pipeline": path} for spec in _taken(model, everywhere)]
-    specs += _taken(generator, [reference for reference in references if not reference.every_model])
+        taken = _taken(model, called[directory], everywhere)
+        specs += [spec | {"pipeline": path} for spec in taken]
+    alone = [reference for reference in references if not reference.every_model]
+    specs += _taken(generator, called[searched], alone)
     return [ReferenceSpec(order=order, **spec) for order, spec in enumerate(specs)]
 
 
-def _taken(model: Generator[Any], references: Sequence[Reference]) -> list[dict[str, Any]]:
+def _taken(
+    model: Generator[Any], model_name: str, references: Sequence[Reference]
+) -> list[dict[str, Any]]:
     """The references that a model can take, with its name in theirs."""
     found = []
     for reference in references:
-        name = reference.name.replace(MODEL, model.card.name)
+        name = reference.name.replace(MODEL, model_name)
         try:
             config = from_dict(type(model.sampler), dict(reference.settings))
             model.check_settings(config)
@@ -86,18 +94,18 @@ def _taken(model: Generator[Any], references: Sequence[Reference]) -> list[dict[
 
 
 def after_search(
-    model: Generator[Any], best: Any, key: str, num: int, order: int, pipeline: str = ""
+    before: Sequence[ReferenceSpec], best: Any, key: str, num: int, pipeline: str = ""
 ) -> list[ReferenceSpec]:
     """The best setting, row ``key``, at the held-out split's size, and the untrained model.
 
     Args:
-        model: the searched one.
+        before: the rows of :func:`before_search`.
         best: the sampler's settings.
         key: of the best trial's row.
         num: images of the held-out split.
-        order: the first row's place in the table.
         pipeline: directory of the best trial's model, where that is not the searched one.
     """
+    order = len(before)
     specs = [
         ReferenceSpec(
             name=f"best setting ({key[:6]}), n={num}, seed {seed}", what="sampler", config=best,
@@ -105,13 +113,11 @@ def after_search(
         )
         for i, seed in enumerate(BEST_SEEDS)
     ]  # fmt: skip
-    if isinstance(model, HasUntrained):
-        last = ReferenceSpec(
-            name=f"untrained, n={num}", what="untrained", config=type(model.sampler)(),
-            order=order + len(specs), num=num,
-        )  # fmt: skip
-        specs.append(last)
-    return specs
+    last = order + len(specs)
+    return specs + [
+        replace(spec, name=f"untrained, n={num}", order=last, num=num)
+        for spec in before if spec.what == "untrained"
+    ]  # fmt: skip
 
 
 def spec_key(spec: ReferenceSpec, model: str, evaluation: EvaluationConfig, weights: str) -> str:

@@ -1,204 +1,154 @@
 """A sweep from nothing to a report: data, models, reference rows, search, best sampler, report.
 
 Every stage looks at what is on disk first, so the same command goes on where it stopped, and
-given again when all is done it only prints.
+given again when all is done it only reads.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 
-from optuna.distributions import BaseDistribution, distribution_to_json
-from rich.console import Console
-
-from srdd.load import load_pipeline, load_var
-from srdd.presets import get_preset
-from srdd.validation import to_dict
-from srdd.var.config import SamplerConfig, TransformerConfig
+from srdd.load import load_pipeline
 from srdd_platform.core.cluster import Cluster, lazy_cluster
 from srdd_platform.core.ray_session import Session
 from srdd_platform.core.runs import check_place, model_dir, note, open_run
 from srdd_platform.data.manifest import Manifest
-from srdd_platform.evaluation.protocol import (
-    EvaluationConfig,
-    begun_under,
-    extractor_sha256,
-    weights_digest,
-)
+from srdd_platform.evaluation.generate import Load
 from srdd_platform.evaluation.rows import read_rows
 from srdd_platform.evaluation.table import compile_table
+from srdd_platform.report.columns import COSTS, better_sign
+from srdd_platform.report.inputs import report_is_current
 from srdd_platform.report.page import build_report
-from srdd_platform.sweep import console as tables
-from srdd_platform.sweep import references
-from srdd_platform.sweep.best import BEST_RULE, best_row, row_config, save_best
-from srdd_platform.sweep.definition import epsilon, plain
-from srdd_platform.sweep.models import Models, ready_models
-from srdd_platform.sweep.options import SweepArgs
-from srdd_platform.sweep.search import Search, run_search, trial_rows
-from srdd_platform.sweep.space import Grid, check_space, extremes, setting
+from srdd_platform.sweep import finished, references
+from srdd_platform.sweep.axes import check_axes
+from srdd_platform.sweep.begun import as_begun
+from srdd_platform.sweep.best import best_row, best_rule, row_config, save_best, trial_rows
+from srdd_platform.sweep.definition import Sweep
+from srdd_platform.sweep.models import given_inputs, plain_settings, preset_inputs
+from srdd_platform.sweep.options import SweepArgs, sweep_dir
+from srdd_platform.sweep.plan import Plan, make_plan
+from srdd_platform.sweep.references import ReferenceSpec
+from srdd_platform.sweep.search import OnRow, Search, run_search
+from srdd_platform.sweep.space import check_space, whole_space
+from srdd_platform.sweep.trainer import Trainer
 from srdd_platform.train.progress import Display, no_display
 
-CFGS = (0.0, 0.5, 1.0, 2.0)  # of the plain samplers
-EPSILONS = (1e-3, 1e-2)
-HYPERVOLUME_COST, HYPERVOLUME_FID = 8.0, 2.0  # times plain SDD at the grid's cfg
+HYPERVOLUME_COST, HYPERVOLUME_FID = 8.0, 2.0  # times plain sampling at the first trials' settings
+Show = Callable[[int, Sequence[Mapping[str, Any]]], AbstractContextManager[OnRow]]
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def show_nothing(total: int, done: Sequence[Mapping[str, Any]]) -> Iterator[OnRow]:
+    """A display of trials that shows nothing."""
+    yield lambda row: None
 
 
 def run_sweep(
-    name: str,
-    space: Mapping[str, BaseDistribution],
-    grid: Grid,
+    sweep: Sweep,
     args: SweepArgs,
-    console: Console,
-    base: SamplerConfig | None = None,
+    *,
+    show: Show = show_nothing,
     display: Display = no_display,
-) -> Path:
-    """Run a sweep from whatever is there to its report; returns the sweep directory.
+    load: Load = load_pipeline,
+) -> finished.Outcome:
+    """Run a sweep from whatever is there to its report.
+
+    Args:
+        sweep: what is searched.
+        args: its options.
+        show: called with the number of trials in all and the rows of those that are done; gives
+            what shows the others as they finish.
+        display: shows how far the trainings are.
+        load: loads a pipeline directory, here and in the trials' processes.
 
     Raises:
         UserError: an input is wrong; the message says what to do.
     """
-    base = base or SamplerConfig()
-    check_space(space, base, grid.settings())
-    preset = get_preset(args.preset)
-    root = Path("runs") / args.preset
-    out = args.out or (Path("runs") / args.model.name if args.model else root) / name
+    check_axes(sweep.models)
+    out = sweep_dir(sweep, args)
     check_place(out)
-    with lazy_cluster(args.address, args.device, console) as cluster:
-        models = ready_models(args, preset, root, out, cluster, console, display)
-        space, grid = searchable(space, grid, load_var(models.pipeline).transformer.config)
-        evaluation = EvaluationConfig(
-            data=str(models.data.resolve()), extractor=args.extractor,
-            weights=str(models.weights.resolve()), num=args.num, seed=args.seed,
-            batch_size=args.batch_size, device=args.device, dtype=args.dtype,
-            protocol=begun_under(out),
-        )  # fmt: skip
-        settings, runtime = _settings(name, space, grid, base, models, evaluation, args)
-        with open_run(out, f"sweep {name}", settings, runtime):
-            _search(space, grid, base, args, models, evaluation, out, cluster, console)
-            compile_table(out, type(base))
-            report = build_report(out)
-    _print_outcome(out, report, console)
-    return out
+    with lazy_cluster(args.address, args.device) as cluster:
+        plan = _plan(sweep, args, Trainer.of(args, cluster, display), load)
+        settings = as_begun(out, plan.settings)
+        with open_run(out, f"sweep {sweep.name}", settings, plan.runtime):
+            _measure(plan, plan.references, cluster, load)
+            _fix_hypervolume(plan)
+            _search(plan, cluster, show, load)
+            _keep_best(plan, cluster, load)
+            compile_table(out, type(plan.space.base))
+            if not report_is_current(out):
+                build_report(out)
+            return finished.note_finished(sweep, args, plan.inputs.files)
 
 
-def searchable(
-    space: Mapping[str, BaseDistribution], grid: Grid, model: TransformerConfig
-) -> tuple[Mapping[str, BaseDistribution], Grid]:
-    """The space and the grid that a model has: without guidance, if it is unconditional."""
-    if not model.unconditional:
-        return space, grid
-    return {name: of for name, of in space.items() if name != "cfg"}, replace(grid, cfg=0.0)
+def _plan(sweep: Sweep, args: SweepArgs, trainer: Trainer, load: Load) -> Plan:
+    """Everything that a sweep does, on models that are there; each is loaded once."""
+    loaded = cache(load)
+    check_space(whole_space(sweep, plain_settings(args, loaded)), sweep.first)
+    ready = preset_inputs if args.model is None else given_inputs
+    return make_plan(sweep, args, ready(sweep, args, trainer, loaded), loaded)
 
 
-def _settings(
-    name: str,
-    space: Mapping[str, BaseDistribution],
-    grid: Grid,
-    base: SamplerConfig,
-    models: Models,
-    evaluation: EvaluationConfig,
-    args: SweepArgs,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What decides a sweep's rows, and what does not."""
-    settings = {
-        "sweep": name,
-        "space": {k: json.loads(distribution_to_json(v)) for k, v in space.items()},
-        "base": to_dict(base),
-        "grid": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(grid).items()},
-        "model": weights_digest(model_dir(models.pipeline)),
-        "others": [weights_digest(model_dir(path)) for path in models.others],
-        "data": Manifest.load(models.data).fingerprint,
-        "extractor": [args.extractor, extractor_sha256(models.weights)[:16]],
-        "num": args.num,
-        "seed": args.seed,
-        "device": args.device,
-        "dtype": args.dtype,
-        "best_rule": BEST_RULE,
-        "protocol": evaluation.protocol,
-    }
-    runtime = {
-        "model": str(models.pipeline),
-        "data": str(models.data),
-        "trials": args.trials,
-        "batch_size": evaluation.batch_size,
-    }
-    return settings, runtime
+def _measure(plan: Plan, specs: Sequence[ReferenceSpec], cluster: Cluster, load: Load) -> None:
+    """Make the reference rows that are missing."""
+    shared = (plan.out, plan.pipeline, plan.evaluation)
+    missing = references.missing_references(*shared, specs, plan.extractor)
+    if missing:
+        logger.info("Evaluating %s reference rows", len(missing))
+        slots, threads = _slots(plan.args, cluster.connect())
+        references.run_references(*shared, missing, slots=slots, threads=threads, load=load)
 
 
-def _search(
-    space: Mapping[str, BaseDistribution],
-    grid: Grid,
-    base: SamplerConfig,
-    args: SweepArgs,
-    models: Models,
-    evaluation: EvaluationConfig,
-    out: Path,
-    cluster: Cluster,
-    console: Console,
-) -> None:
-    """Reference rows, trials, then the rows that need the best trial."""
-    weights = extractor_sha256(models.weights)[:16]
-    loaded = load_var(models.pipeline)
-    first = [
-        {name: value for name, value in params.items() if name in space}
-        for params in grid.settings()
-    ]
-    for config in [base, *(setting(base, params) for params in [*first, *extremes(space)])]:
-        loaded.check_settings(config)
-    compared = [*plain(cfg=CFGS), *epsilon(*EPSILONS, cfg=grid.cfg)]
-    others = {path: load_pipeline(path) for path in models.others}
-    specs = references.before_search({models.pipeline: loaded, **others}, compared)
-    shared = (out, models.pipeline, evaluation)
-
-    def refer(specs: list[references.ReferenceSpec]) -> None:
-        if wanted := references.missing_references(*shared, specs, weights):
-            slots, threads = _slots(args, cluster.connect())
-            references.run_references(*shared, wanted, slots=slots, threads=threads)
-
-    if references.missing_references(*shared, specs, weights):
-        console.print("Evaluating the reference rows: real images, untrained, plain VAR and SDD")
-    refer(specs)
-    _fix_hypervolume(out, grid)
-    if len(trial_rows(out)) < args.trials:
-        console.print(
-            f"Searching: {args.trials} distinct settings, {args.num} images each, "
-            f"{len(trial_rows(out))} done"
-        )
-        slots, threads = _slots(args, cluster.connect())
-        search = Search(
-            directory=str(out.resolve()), pipeline=str(models.pipeline.resolve()),
-            space=dict(space), base=base, first=first, trials=args.trials,
-            evaluation=evaluation, slots=slots, threads=threads,
-        )  # fmt: skip
-        with tables.live(args.trials, trial_rows(out), console) as on_row:
-            complete = run_search(search, on_row)
-        if not complete:
-            console.print("The space has no further distinct setting.")
-    best = best_row(out)
-    if best is not None:
-        config = row_config(best)
-        save_best(out, models.pipeline, best, config)
-        num_real = Manifest.load(models.data).splits["val"].num
-        refer(references.after_search(loaded, config, best["key"], num_real, order=len(specs)))
-
-
-def _fix_hypervolume(out: Path, grid: Grid) -> None:
-    """Fix the hypervolume's reference point before the search: multiples of the plain sampler."""
-    plain = [
-        row
-        for row in read_rows(out)
-        if row["kind"] == "reference" and row["status"] == "ok" and row["refine_steps"] == 0
-        and row["cfg"] == grid.cfg and row["name"].startswith("plain")
-    ]  # fmt: skip
-    if plain:
-        base = min(plain, key=lambda row: row["order"])
-        point = {
-            "gflops_per_image": HYPERVOLUME_COST * base["gflops_per_image"],
-            "fid": HYPERVOLUME_FID * base["fid"],
+def _fix_hypervolume(plan: Plan) -> None:
+    """Fix the hypervolume's reference point before the search: multiples of a reference row."""
+    rows = {row["name"]: row for row in read_rows(plan.out) if row["kind"] == "reference"}
+    row = rows.get(plan.bound, {"status": "absent"})
+    if row["status"] == "ok" and all(better_sign(name) > 0 for name in plan.sweep.objectives):
+        factors = {
+            name: HYPERVOLUME_COST if name in COSTS else HYPERVOLUME_FID
+            for name in plan.sweep.objectives
         }
-        note(out, "hypervolume_reference", point)
+        note(plan.out, "hypervolume_reference", {n: f * row[n] for n, f in factors.items()})
+
+
+def _search(plan: Plan, cluster: Cluster, show: Show, load: Load) -> None:
+    """Make the trials that are missing."""
+    done = trial_rows(plan.out)
+    if len(done) >= plan.trials:
+        return
+    logger.info(
+        "Searching: %s distinct settings, %s images each, %s done",
+        plan.trials, plan.evaluation.num, len(done),
+    )  # fmt: skip
+    slots, threads = _slots(plan.args, cluster.connect())
+    models = {key: str(path.resolve()) for key, path in plan.inputs.models.items()}
+    search = Search(
+        directory=str(plan.out.resolve()), models=models, load=load, space=plan.space,
+        objectives=tuple(plan.sweep.objectives), first=plan.first, trials=plan.trials,
+        evaluation=plan.evaluation, slots=slots, threads=threads,
+    )  # fmt: skip
+    with show(plan.trials, done) as on_row:
+        complete = run_search(search, on_row)
+    if not complete:
+        logger.info("The space has no further distinct setting.")
+
+
+def _keep_best(plan: Plan, cluster: Cluster, load: Load) -> None:
+    """Write ``best/``, and measure its settings on as many images as are held out."""
+    best = best_row(plan.out, plan.sweep.objectives)
+    if best is None:
+        return
+    config = row_config(best, type(plan.space.base))
+    pipeline = plan.inputs.models[plan.space.model(best)]
+    save_best(plan.out, pipeline, best, config, best_rule(plan.sweep.objectives))
+    num = Manifest.load(plan.inputs.data).splits["val"].num
+    other = "" if pipeline == plan.pipeline else str(model_dir(pipeline).resolve())
+    specs = references.after_search(plan.references, config, best["key"], num, other)
+    _measure(plan, specs, cluster, load)
 
 
 def _slots(args: SweepArgs, cluster: Session) -> tuple[int, int]:
@@ -211,14 +161,3 @@ def _slots(args: SweepArgs, cluster: Session) -> tuple[int, int]:
     slots = args.slots or cpus
     cluster.require(cpus=slots)
     return slots, max(1, cpus // slots)
-
-
-def _print_outcome(out: Path, report: Path, console: Console) -> None:
-    """The frontier, where the report is, and the command that serves the best."""
-    rows = read_rows(out)
-    tables.print_frontier(rows, console)
-    for row in (row for row in rows if row["status"] == "failed"):
-        console.print(f"failed: {row['key']}: {row['error']}", style="red")
-    console.print(f"Report:  {report}", soft_wrap=True)
-    if (out / "best").exists():
-        console.print(f"Best:    srdd serve {out / 'best'} --port 8000", soft_wrap=True)

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from var_rows import var_row
 
+from srdd_platform.cli.sweep_tables import SHOWN, live, print_frontier, rows_table
 from srdd_platform.evaluation.rows import to_json
-from srdd_platform.sweep.console import SHOWN, live, print_frontier, rows_table
 
 
 def row(order: int, **values: Any) -> dict[str, Any]:

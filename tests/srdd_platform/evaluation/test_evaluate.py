@@ -468,7 +468,7 @@ def test_a_model_is_not_asked_for_what_it_cannot_do() -> None:
     )
     assert [spec.name for spec in specs] == ["real, held out", "Colours (blue), 8 steps"]
     assert specs[1].config == ColourSettings(steps=8)
-    after = after_search(make_colours(), ColourSettings(), "0123456789", 360, order=2)
+    after = after_search(specs, ColourSettings(), "0123456789", 360)
     assert [(spec.name, spec.order, spec.seed) for spec in after] == [
         (f"best setting (012345), n=360, seed {seed}", 2 + seed, seed) for seed in range(3)
     ]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 from var_rows import NAMES, var_row
 
@@ -29,20 +28,32 @@ from srdd_platform.evaluation.rows import read_rows, write_row
 from srdd_platform.evaluation.table import compile_table
 from srdd_platform.report.page import build_report
 from srdd_platform.sweep.best import best_row
+from srdd_platform.sweep.definition import (
+    Categorical,
+    Float,
+    Int,
+    Sweep,
+    epsilon,
+    plain,
+    product,
+)
 from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.sweep.run import run_sweep
-from srdd_platform.sweep.space import Grid
 from srdd_platform.train.options import TransformerOptions
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "data" / "fid1.tar.xz"
-SPACE = {
-    "cfg": FloatDistribution(0.0, 3.0, step=0.25),
-    "feedback": CategoricalDistribution(("updated", "kept")),
-    "refine_steps": IntDistribution(0, 2),
-    "resample_threshold": FloatDistribution(1e-3, 0.3, log=True),
-}
 FIRST_NAMES = [name for name in NAMES if name not in NEW_COLUMNS]
-GRID = Grid(cfg=0.5, feedback="updated", thresholds=(0.01,), refine_steps=(1,))
+SWEEP = Sweep(
+    name="small",
+    space={
+        "cfg": Float(0.0, 3.0, step=0.25),
+        "feedback": Categorical(("updated", "kept")),
+        "refine_steps": Int(0, 2),
+        "resample_threshold": Float(1e-3, 0.3, log=True),
+    },
+    first=product(cfg=[0.5], feedback=["updated"], refine_steps=[1], resample_threshold=[0.01]),
+    references=[*plain(cfg=[0, 0.5, 1, 2]), *epsilon(1e-3, 1e-2, cfg=0.5)],
+)
 
 
 @pytest.fixture
@@ -63,7 +74,7 @@ def search(root: Path, out: Path, trials: int) -> Console:
         out=out, model=root / "model", data=root / "data", weights=root / "classifier",
         trials=trials, num=60,
     )  # fmt: skip
-    run_sweep("small", SPACE, GRID, args, console)
+    run_sweep(SWEEP, args)
     return console
 
 
@@ -108,7 +119,7 @@ def test_a_sweep_goes_on_under_the_protocol_it_was_begun_under(
     assert all(row.keys() == lost.keys() for row in rows)
     assert pq.read_schema(out / "trials.parquet").names == columns == FIRST_NAMES
     assert read_json(out / "config.json")["settings"]["protocol"] == FIRST_PROTOCOL
-    best = best_row(out)
+    best = best_row(out, SWEEP.objectives)
     assert best is not None
     assert read_json(out / "best" / "selection.json")["row"] == best["key"]
     assert load_pipeline(out / "best").sampler.cfg == best["cfg"]

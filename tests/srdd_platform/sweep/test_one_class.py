@@ -1,15 +1,13 @@
 """One class, and models without classes: what is refused, and what goes on without labels."""
 
-import io
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from PIL import Image
-from rich.console import Console
 
 from srdd import SamplerConfig
 from srdd.checkpoint import save_model
@@ -20,25 +18,44 @@ from srdd.presets import digits
 from srdd.var.pipeline import Pipeline, save_pipeline
 from srdd.var.transformer import ScaleTransformer
 from srdd_platform.cli import main as cli
+from srdd_platform.core.files import read_json
+from srdd_platform.core.ray_session import Session
 from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.shards import prepare
 from srdd_platform.distill.run import Distillation, distill
 from srdd_platform.evaluation.evaluator import load_evaluator
 from srdd_platform.evaluation.extractors import load_extractor
 from srdd_platform.evaluation.protocol import EvaluationConfig
+from srdd_platform.report.specs import Frontier, Lines
+from srdd_platform.sweep.definition import (
+    Categorical,
+    Float,
+    Int,
+    Sweep,
+    epsilon,
+    plain,
+    product,
+)
 from srdd_platform.sweep.options import SweepArgs
-from srdd_platform.sweep.run import run_sweep, searchable
-from srdd_platform.sweep.space import Grid
+from srdd_platform.sweep.run import run_sweep
 from srdd_platform.train.options import TransformerOptions
 
 NOTHING = "has one class, so a classifier has nothing to tell apart: give sweeps and distill --ext"
-SPACE = {
-    "cfg": FloatDistribution(0.0, 3.0),
-    "refine_steps": IntDistribution(0, 4),
-    "resample_threshold": FloatDistribution(0.01, 0.3),
-    "feedback": CategoricalDistribution(("updated", "none")),
-}
-GRID = Grid(cfg=0.5, feedback="updated", thresholds=(0.1,), refine_steps=(1,))
+SWEEP = Sweep(
+    name="sweep",
+    space={
+        "cfg": Float(0.0, 3.0),
+        "refine_steps": Int(0, 4),
+        "resample_threshold": Float(0.01, 0.3),
+        "feedback": Categorical(("updated", "none")),
+    },
+    first=product(cfg=[0.5], feedback=["updated"], refine_steps=[1], resample_threshold=[0.1]),
+    references=[*plain(cfg=[0, 0.5, 1, 2]), *epsilon(1e-3, 1e-2, cfg=0.5)],
+    figures=[
+        Frontier(),
+        Lines(x="resample_threshold", series="refine_steps", fixed={"cfg": 0.5}),
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +124,7 @@ def test_a_sweep_by_a_classifier_is_refused_before_it_trains(
     weights = classifier_dir if given else None
     args = SweepArgs(model=model, data=faces, out=tmp_path / "sweep", weights=weights)
     with pytest.raises(UserError, match=NOTHING):
-        run_sweep("sweep", SPACE, GRID, args, Console(file=io.StringIO()))
+        run_sweep(SWEEP, args)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,9 +162,33 @@ def test_a_model_without_classes_is_compared_with_images_of_several(
     assert row.accuracy is None
 
 
-def test_a_model_without_classes_is_searched_without_guidance(model: Path) -> None:
-    config = load_pipeline(model).transformer.config
-    space, grid = searchable(SPACE, GRID, config)
-    assert set(space) == {"refine_steps", "resample_threshold", "feedback"}
-    assert grid == replace(GRID, cfg=0.0)
-    assert searchable(SPACE, GRID, replace(config, unconditional=False)) == (SPACE, GRID)
+@pytest.mark.ray
+def test_a_model_without_classes_is_searched_without_guidance(
+    model: Path,
+    digits_shards: Path,
+    classifier_dir: Path,
+    tmp_path: Path,
+    ray_session: Session,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    out = tmp_path / "sweep"
+    args = SweepArgs(
+        model=model, data=digits_shards, weights=classifier_dir, out=out, trials=2, num=50
+    )
+    outcome = run_sweep(SWEEP, args)
+    trials = [row for row in outcome.rows if row["kind"] == "trial"]
+    assert [row["status"] for row in trials] == ["ok", "ok"]
+    assert [row["cfg"] for row in trials] == [0.0, 0.0]
+    assert [row["refine_steps"] for row in trials][:1] == [1]
+    references = [row["name"] for row in outcome.rows if row["kind"] == "reference"]
+    assert [name for name in references if "cfg" in name] == ["plain SDD (markov), cfg 0"]
+    settings = read_json(out / "config.json")["settings"]
+    assert set(settings["space"]) == {"refine_steps", "resample_threshold", "feedback"}
+    first = {"feedback": "updated", "refine_steps": 1, "resample_threshold": 0.1}
+    assert settings["first"] == [first]
+    why = "cfg must be 0: an unconditional model has nothing to guide"
+    assert f"cfg is not searched: {why}" in caplog.messages
+    assert f"The reference plain SDD (markov), cfg 0.5 is left out: {why}" in caplog.messages
+    assert load_pipeline(out / "best").card.unconditional
+    assert 'id="frontier-0-0"' in outcome.report.read_text()

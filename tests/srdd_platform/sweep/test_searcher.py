@@ -1,39 +1,35 @@
-"""The search, driven by hand: grid first, distinct settings, rows told truthfully. No Ray."""
+"""The searcher, driven by hand: first params first, distinct, rows told truthfully. No Ray."""
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import TrialState
 
-from srdd import SamplerConfig, load_pipeline
-from srdd.errors import UserError
+from srdd import SamplerConfig
 from srdd_platform.evaluation.rows import Row, settings_columns, to_json
-from srdd_platform.sweep.best import row_config, save_best
-from srdd_platform.sweep.search import OBJECTIVES, RowSearch
-from srdd_platform.sweep.space import Grid, active_key, check_space, setting, suggest
+from srdd_platform.sweep.definition import Axis, Categorical, Float, Int, product
+from srdd_platform.sweep.searcher import StudySearcher
+from srdd_platform.sweep.space import SearchSpace
 
 BASE = SamplerConfig()
-SPACE: dict[str, BaseDistribution] = {
-    "resample_threshold": FloatDistribution(1e-4, 0.3, log=True),
-    "refine_steps": IntDistribution(0, 4),
-    "feedback": CategoricalDistribution(("updated", "kept", "none")),
-    "cfg": FloatDistribution(0.0, 3.0, step=0.25),
+OBJECTIVES = ("fid", "gflops_per_image")
+AXES: dict[str, Axis] = {
+    "resample_threshold": Float(1e-4, 0.3, log=True),
+    "refine_steps": Int(0, 4),
+    "feedback": Categorical(("updated", "kept", "none")),
+    "cfg": Float(0.0, 3.0, step=0.25),
 }
-GRID = Grid(cfg=0.5, feedback="updated", thresholds=(1e-3, 1e-2), refine_steps=(1, 2))
-COARSE: dict[str, BaseDistribution] = {
-    "refine_steps": IntDistribution(0, 1),
-    "resample_threshold": CategoricalDistribution((0.1, 0.2)),
-    "feedback": CategoricalDistribution(("updated", "kept")),
+FIRST = product(
+    cfg=[0.5], feedback=["updated"], refine_steps=[1, 2], resample_threshold=[1e-3, 1e-2]
+)
+COARSE: dict[str, Axis] = {
+    "refine_steps": Int(0, 1),
+    "resample_threshold": Categorical((0.1, 0.2)),
+    "feedback": Categorical(("updated", "kept")),
 }  # five distinct settings: plain, and two by two refined
 
 
@@ -45,22 +41,46 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _fewer_redraws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srdd_platform.sweep.search.MAX_REDRAWS", 100, raising=False)
+    monkeypatch.setattr("srdd_platform.sweep.searcher.MAX_REDRAWS", 100)
 
 
-def search(space: Mapping[str, BaseDistribution] = SPACE, base: SamplerConfig = BASE) -> RowSearch:
+def space_of(
+    axes: Mapping[str, Axis] = AXES,
+    base: SamplerConfig = BASE,
+    models: Mapping[str, tuple[str, ...]] | None = None,
+) -> SearchSpace:
+    return SearchSpace(settings=axes, base=base, models=models or {})
+
+
+def search(
+    axes: Mapping[str, Axis] = AXES, base: SamplerConfig = BASE, **more: Any
+) -> StudySearcher:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(
         seed=0, multivariate=True, group=True, constant_liar=True, n_startup_trials=10
     )
-    return RowSearch(space, base, sampler)
+    return StudySearcher(space_of(axes, base, **more), OBJECTIVES, sampler)
+
+
+def setting(params: Mapping[str, Any]) -> SamplerConfig:
+    config = space_of().config(params)
+    assert isinstance(config, SamplerConfig)
+    return config
+
+
+def active_key(config: SamplerConfig) -> str:
+    return str(sorted(config.active().items()))
+
+
+def vars_of(config: SamplerConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(config)}
 
 
 def result(fid: float, gflops: float) -> dict[str, float]:
     return {"fid": fid, "gflops_per_image": gflops}
 
 
-def ask(algorithm: RowSearch, name: str) -> dict[str, Any]:
+def ask(algorithm: StudySearcher, name: str) -> dict[str, Any]:
     found = algorithm.suggest(name)
     assert isinstance(found, dict)
     return found
@@ -73,53 +93,13 @@ def row_of(config: SamplerConfig, order: int, **values: Any) -> dict[str, Any]:
     return to_json(Row(**shared, settings=settings_columns(config), **made))
 
 
-def trials(algorithm: RowSearch) -> list[optuna.trial.FrozenTrial]:
-    return list(algorithm._ot_study.get_trials(deepcopy=False))
+def trials(algorithm: StudySearcher) -> list[optuna.trial.FrozenTrial]:
+    return list(algorithm.study.get_trials(deepcopy=False))
 
 
-@pytest.mark.parametrize(
-    ("space", "message"),
-    [
-        ({"treshold": FloatDistribution(0, 1)}, r"unknown setting 'treshold'.*resample_threshold"),
-        ({"seed": IntDistribution(0, 1)}, "unknown setting 'seed'"),
-        ({"resample_threshold": FloatDistribution(0.5, 1.5)}, r"resample_threshold.*1\.5"),
-        ({"cfg": FloatDistribution(-1, 1)}, "cfg must be .*-1"),
-        ({"refine_steps": IntDistribution(-1, 3)}, "refine_steps must be >= 0, got -1"),
-        ({"refine_steps": FloatDistribution(0, 3)}, "refine_steps must be an integer"),
-        ({"top_p": FloatDistribution(0.0, 1.0)}, r"top_p must be in \(0, 1\]"),
-        ({"feedback": CategoricalDistribution(("updated", "upated"))}, "feedback.*'upated'"),
-        ({"cfg": (0.0, 1.0)}, "cfg: a distribution of optuna"),
-    ],
-)
-def test_a_wrong_space_is_refused_by_name(space: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        check_space(space, BASE)
-
-
-def test_a_schedule_in_the_space_is_checked() -> None:
-    with pytest.raises(UserError, match="strictly increasing"):
-        check_space({"patch_nums": CategoricalDistribution(((1, 2), (2, 1)))}, BASE)
-
-
-def test_a_right_space_is_taken() -> None:
-    check_space(SPACE, BASE)
-    check_space(COARSE, BASE)
-    check_space({"patch_nums": CategoricalDistribution(((1, 2, 4), (1, 4)))}, BASE)
-
-
-def test_what_is_inactive_is_not_drawn() -> None:
-    study = optuna.create_study()
-    for steps in (0, 2):
-        study.enqueue_trial({"refine_steps": steps})
-        trial = study.ask()
-        suggest(trial, SPACE)
-        drawn = {"cfg", "refine_steps"} | ({"resample_threshold", "feedback"} if steps else set())
-        assert set(trial.params) == drawn
-
-
-def test_the_grid_comes_first_and_in_order() -> None:
+def test_the_first_params_come_first_and_in_order() -> None:
     algorithm = search()
-    wanted = GRID.settings()
+    wanted = FIRST
     for params in wanted:
         algorithm.ask_first(params)
     found = [ask(algorithm, f"t{i}") for i in range(6)]
@@ -128,10 +108,10 @@ def test_the_grid_comes_first_and_in_order() -> None:
     assert [one["order"] for one in found] == [0, 1, 2, 3, 4, 5]
 
 
-def drive(algorithm: RowSearch, count: int) -> list[SamplerConfig]:
+def drive(algorithm: StudySearcher, count: int) -> list[SamplerConfig]:
     made = []
     for i in range(count):
-        config = setting(BASE, ask(algorithm, f"t{i}")["params"])
+        config = setting(ask(algorithm, f"t{i}")["params"])
         made.append(config)
         fid = 1 + (config.cfg - 1) ** 2
         algorithm.on_trial_complete(f"t{i}", result(fid, 1.0 + config.refine_steps))
@@ -151,7 +131,7 @@ def test_repeated_suggestions_are_dropped_and_drawn_again() -> None:
     told = trials(algorithm)
     assert len(told) > 4  # some were drawn again
     complete = [trial for trial in told if trial.state == TrialState.COMPLETE]
-    assert len({active_key(setting(BASE, trial.params)) for trial in complete}) == 4
+    assert len({active_key(setting(trial.params)) for trial in complete}) == 4
     assert len(complete) == 4
     assert {trial.state for trial in told} == {TrialState.COMPLETE, TrialState.FAIL}
 
@@ -168,7 +148,7 @@ def test_an_exhausted_space_ends_the_search() -> None:
 def test_settings_in_flight_are_not_given_twice() -> None:
     algorithm = search(COARSE)
     found = [ask(algorithm, f"t{i}") for i in range(5)]  # none is finished
-    assert len({active_key(setting(BASE, one["params"])) for one in found}) == 5
+    assert len({active_key(setting(one["params"])) for one in found}) == 5
     assert algorithm.suggest("t5") == "FINISHED"
     states = [trial.state for trial in trials(algorithm)]
     assert states.count(TrialState.RUNNING) == 5
@@ -185,13 +165,13 @@ def test_two_objectives_reach_optuna_in_order() -> None:
     (trial,) = trials(algorithm)
     assert trial.state == TrialState.COMPLETE
     assert trial.values == [3.0, 7.0]
-    assert [d.name for d in algorithm._ot_study.directions] == ["MINIMIZE", "MINIMIZE"]
+    assert [d.name for d in algorithm.study.directions] == ["MINIMIZE", "MINIMIZE"]
 
 
 @pytest.mark.parametrize("values", [(0.0, 2.0), (3.0, 0.0), (0.0, 0.0)])
 def test_a_zero_is_a_value(values: tuple[float, float]) -> None:
     """A perfect FID, or a setting without cost, is answered like any other."""
-    algorithm = search({"refine_steps": IntDistribution(0, 1)})
+    algorithm = search({"refine_steps": Int(0, 1)})
     for name in ("t0", "t1"):
         ask(algorithm, name)
         algorithm.on_trial_complete(name, result(*values))
@@ -210,7 +190,7 @@ def test_what_is_no_result_is_a_failure(reported: dict[str, float] | None) -> No
     first = ask(algorithm, "t")
     algorithm.on_trial_complete("t", reported)
     assert [trial.state for trial in trials(algorithm)] == [TrialState.FAIL]
-    assert active_key(setting(BASE, first["params"])) in algorithm._taken  # not tried again
+    assert algorithm.is_taken(first["params"])  # not tried again
 
 
 def test_an_error_is_a_failure_whatever_was_reported() -> None:
@@ -224,7 +204,7 @@ def test_a_failed_setting_is_not_suggested_again() -> None:
     algorithm = search(COARSE)
     keys = set()
     for i in range(5):
-        keys.add(active_key(setting(BASE, ask(algorithm, f"t{i}")["params"])))
+        keys.add(active_key(setting(ask(algorithm, f"t{i}")["params"])))
         algorithm.on_trial_complete(f"t{i}", result(math.nan, 1.0))
     assert len(keys) == 5
     assert algorithm.suggest("t5") == "FINISHED"
@@ -272,14 +252,14 @@ def test_rows_on_disk_are_not_made_again_and_orders_go_on() -> None:
     found = [ask(algorithm, f"t{i}") for i in range(3)]
     assert found[0]["params"]["resample_threshold"] == 0.2  # the first has its row
     assert [one["order"] for one in found] == [12, 13, 14]
-    keys = {active_key(setting(BASE, one["params"])) for one in found}
+    keys = {active_key(setting(one["params"])) for one in found}
     assert len(keys) == 3
     assert keys.isdisjoint(map(active_key, done))
     assert algorithm.suggest("t3") == "FINISHED"
 
 
 def test_a_failed_row_is_taken_and_no_result() -> None:
-    algorithm = search({"refine_steps": IntDistribution(0, 1)})
+    algorithm = search({"refine_steps": Int(0, 1)})
     algorithm.tell_row(row_of(SamplerConfig(), 0, fid=None, status="failed", error="nan"))
     assert trials(algorithm) == []
     assert ask(algorithm, "t0")["params"] == {"refine_steps": 1}
@@ -291,14 +271,14 @@ def test_a_row_outside_the_space_only_counts_as_taken() -> None:
     outside = SamplerConfig(cfg=7.0)
     algorithm.tell_row(row_of(outside, 0))
     assert trials(algorithm) == []
-    assert active_key(outside) in algorithm._taken
+    assert algorithm.is_taken(vars_of(outside))
     assert algorithm.next_order == 1
 
 
 def test_settings_outside_the_space_keep_their_value() -> None:
     base = SamplerConfig(cfg=1.5, top_k=7, feedback="kept")
-    algorithm = search({"refine_steps": IntDistribution(0, 1)}, base)
-    config = setting(base, ask(algorithm, "t")["params"])
+    algorithm = search({"refine_steps": Int(0, 1)}, base)
+    config = space_of(base=base).config(ask(algorithm, "t")["params"])
     assert (config.cfg, config.top_k, config.feedback) == (1.5, 7, "kept")
 
 
@@ -307,18 +287,18 @@ def test_a_resumed_search_does_not_repeat_its_suggestions() -> None:
     first = search()
     made = []
     for i in range(6):
-        config = setting(BASE, ask(first, f"t{i}")["params"])
+        config = setting(ask(first, f"t{i}")["params"])
         made.append(config)
         first.on_trial_complete(f"t{i}", result(1.0 + i, 2.0))
     again = search()
     for order, config in enumerate(made):
         again.tell_row(row_of(config, order, fid=1.0 + order, gflops_per_image=2.0))
-    more = [setting(BASE, ask(again, f"n{i}")["params"]) for i in range(6)]
+    more = [setting(ask(again, f"n{i}")["params"]) for i in range(6)]
     assert len({active_key(config) for config in (*made, *more)}) == 12
 
 
 def test_a_finite_space_is_searched_to_its_end() -> None:
-    space = {"refine_steps": IntDistribution(0, 2), "cfg": FloatDistribution(0, 3, step=0.25)}
+    space = {"refine_steps": Int(0, 2), "cfg": Float(0, 3, step=0.25)}
     algorithm = search(space)
     made = 0
     while made < 39:
@@ -326,7 +306,7 @@ def test_a_finite_space_is_searched_to_its_end() -> None:
         if found == "FINISHED":
             break
         assert isinstance(found, dict)
-        config = setting(BASE, found["params"])
+        config = setting(found["params"])
         cost = 1.0 + config.refine_steps
         algorithm.on_trial_complete(f"t{made}", result(cost + (config.cfg - 1) ** 2, cost))
         made += 1
@@ -335,50 +315,66 @@ def test_a_finite_space_is_searched_to_its_end() -> None:
 
 def test_a_row_of_another_category_only_counts_as_taken() -> None:
     algorithm = search({
-        "refine_steps": IntDistribution(0, 2),
-        "feedback": CategoricalDistribution(("updated", "kept")),
+        "refine_steps": Int(0, 2),
+        "feedback": Categorical(("updated", "kept")),
     })  # fmt: skip
     outside = SamplerConfig(refine_steps=1, feedback="none")
     algorithm.tell_row(row_of(outside, 0))
     assert trials(algorithm) == []
-    assert active_key(outside) in algorithm._taken
+    assert algorithm.is_taken(vars_of(outside))
 
 
 def test_a_search_over_schedules_resumes() -> None:
     choices = ((1, 2, 3, 4), (1, 2, 4), (1, 4))
-    algorithm = search({"patch_nums": CategoricalDistribution(choices)})
+    algorithm = search({"patch_nums": Categorical(choices)})
     algorithm.tell_row(row_of(SamplerConfig(patch_nums=(1, 4)), 0))
     assert [trial.values for trial in trials(algorithm)] == [[2.0, 1.0]]
     found = {tuple(ask(algorithm, f"t{i}")["params"]["patch_nums"]) for i in range(2)}
     assert found == {(1, 2, 3, 4), (1, 2, 4)}
 
 
-def test_the_best_row_gives_its_settings_back() -> None:
-    config = SamplerConfig(cfg=1.0, cfg_ramp="window", cfg_window=(0.0, 0.5))
-    assert row_config(row_of(config, 0)).active() == config.active()
+def test_params_that_are_not_complete_are_drawn_to_their_end() -> None:
+    algorithm = search()
+    algorithm.ask_first({"refine_steps": 3})
+    algorithm.ask_first({"cfg": 2.5, "refine_steps": 0})
+    one, two = ask(algorithm, "t0")["params"], ask(algorithm, "t1")["params"]
+    assert one["refine_steps"] == 3
+    assert one.keys() == AXES.keys()
+    assert two == {"refine_steps": 0, "cfg": 2.5}
 
 
-def test_a_damaged_selection_is_made_anew(tmp_path: Path, tiny_pipeline: Path) -> None:
-    row = {"key": "a", "fid": 1.0, "extractor": "x"}
-    save_best(tmp_path, tiny_pipeline, row, SamplerConfig(cfg=1.0))
-    kept = tmp_path / "best" / "selection.json"
-    whole = kept.read_bytes()
-    kept.write_bytes(whole[:20])
-    save_best(tmp_path, tiny_pipeline, row, SamplerConfig(cfg=2.0))
-    assert kept.read_bytes() == whole
-    assert load_pipeline(tmp_path / "best").sampler.cfg == 2.0
-    save_best(tmp_path, tiny_pipeline, row, SamplerConfig(cfg=3.0))  # nothing has changed
-    assert load_pipeline(tmp_path / "best").sampler.cfg == 2.0
+def test_params_whose_row_is_there_are_not_tried_first_again() -> None:
+    algorithm = search()
+    algorithm.tell_row(row_of(SamplerConfig(cfg=1.0, refine_steps=3, feedback="kept"), 0))
+    algorithm.ask_first({"refine_steps": 3, "feedback": "kept"})  # the rest was drawn
+    algorithm.ask_first({"refine_steps": 0, "cfg": 0.25})
+    assert ask(algorithm, "t0")["params"] == {"refine_steps": 0, "cfg": 0.25}
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        SamplerConfig(),
-        SamplerConfig(cfg=1.5, cfg_ramp="constant", top_k=5, top_p=0.9, epsilon=0.01),
-        SamplerConfig(refine_steps=3, resample="simple", feedback="kept"),
-        SamplerConfig(refine_steps=3, resample_threshold=0.3, patch_nums=(1, 2, 4)),
-    ],
-)
-def test_a_row_gives_its_settings_back(config: SamplerConfig) -> None:
-    assert row_config(row_of(config, 0)).active() == config.active()
+MODELS = {"mask": ("markov", "block_causal")}
+
+
+def test_a_model_is_drawn_like_a_setting() -> None:
+    algorithm = search({"refine_steps": Int(0, 1)}, models=MODELS)
+    found = [ask(algorithm, f"t{i}")["params"] for i in range(4)]
+    pairs = {(one["mask"], one["refine_steps"]) for one in found}
+    assert pairs == {("markov", 0), ("markov", 1), ("block_causal", 0), ("block_causal", 1)}
+    assert algorithm.suggest("t4") == "FINISHED"
+
+
+def test_rows_of_several_models_are_told_with_their_model() -> None:
+    algorithm = search({"refine_steps": Int(0, 1)}, models=MODELS)
+    algorithm.tell_row({**row_of(SamplerConfig(), 0), "mask": "block_causal"})
+    (told,) = trials(algorithm)
+    assert told.params == {"mask": "block_causal", "refine_steps": 0}
+    assert algorithm.is_taken({"mask": "block_causal", "refine_steps": 0})
+    assert not algorithm.is_taken({"mask": "markov", "refine_steps": 0})
+
+
+def test_each_objective_goes_its_own_way() -> None:
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    algorithm = StudySearcher(space_of(), ("is", "latency_ms", "precision"), sampler)
+    assert [d.name for d in algorithm.study.directions] == ["MAXIMIZE", "MINIMIZE", "MAXIMIZE"]
+    ask(algorithm, "t")
+    algorithm.on_trial_complete("t", {"is": 3.0, "latency_ms": 7.0, "precision": 0.5, "fid": 1.0})
+    assert trials(algorithm)[0].values == [3.0, 7.0, 0.5]

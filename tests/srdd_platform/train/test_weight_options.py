@@ -10,20 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
 from srdd import load_pipeline
 from srdd.errors import UserError
-from srdd.presets import digits
 from srdd.train.var.perceptual import Lpips
 from srdd_platform.cli import main as cli
 from srdd_platform.core import ray_session
-from srdd_platform.core.cluster import Cluster, lazy_cluster
+from srdd_platform.core.cluster import Cluster
 from srdd_platform.evaluation.extractors import import_torch_fidelity, load_extractor
-from srdd_platform.sweep.models import ready_models
+from srdd_platform.sweep.definition import Float, Sweep
 from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.run import run_sweep
 from srdd_platform.train.checkpoints import read_state, write_state
 
 State = dict[str, Tensor]
@@ -434,13 +433,13 @@ def test_a_sweep_looks_at_the_extractors_weights_before_ray(
     args = SweepArgs(
         model=tiny_pipeline, data=digits_shards, extractor=extractor, weights=Path("w.pth")
     )
-    console = Console(file=io.StringIO())
-    with lazy_cluster(None, "cpu", console) as cluster, pytest.raises(UserError) as caught:
-        ready_models(args, digits(), tmp_path, tmp_path / "out", cluster, console)
+    sweep = Sweep(name="sweep", space={"cfg": Float(0, 1)})
+    with pytest.raises(UserError) as caught:
+        run_sweep(sweep, args)
     assert str(caught.value).startswith(said)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_sweep_on_a_gpu_that_is_not_there_starts_no_ray() -> None:
     with pytest.raises(UserError, match=r"^--device cuda:1: torch finds no CUDA device here"):
-        Cluster(None, "cuda:1", Console(file=io.StringIO())).connect()
+        Cluster(None, "cuda:1").connect()

@@ -1,0 +1,87 @@
+"""A finished sweep is known without loading what it was made with.
+
+``.finished.json`` in a sweep directory holds a digest of what was asked for, of the files that it
+was made from and of those that it wrote. While all are as they were, the same command has nothing
+to do but to print. Any difference, and the sweep looks at everything again. The file may be
+deleted at any time. This module imports neither torch nor Ray, Optuna and pandas.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import srdd
+import srdd_platform
+from srdd.errors import UserError
+from srdd_platform.core.files import digest, read_json, write_json
+from srdd_platform.evaluation.rows import read_rows
+from srdd_platform.report.inputs import PAGE
+from srdd_platform.sweep.definition import Sweep
+from srdd_platform.sweep.options import SweepArgs, sweep_dir
+
+FINISHED = ".finished.json"
+_LEFT_OUT = (FINISHED, ".lock")  # of the files that a sweep wrote
+_SOURCES = (".py", ".j2", ".css", ".js")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a sweep has come to."""
+
+    directory: Path
+    rows: Sequence[Mapping[str, Any]]  # as JSON, in the order of the table
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.directory / PAGE
+
+    @property
+    def best(self) -> Path | None:
+        """The pipeline directory of the best trial, if one succeeded."""
+        path = self.directory / "best"
+        return path if path.exists() else None
+
+
+def note_finished(sweep: Sweep, args: SweepArgs, inputs: Iterable[Path]) -> Outcome:
+    """Record that a sweep is finished.
+
+    Args:
+        sweep: what was asked for.
+        args: its options.
+        inputs: the files that it was made from.
+    """
+    directory = sweep_dir(sweep, args)
+    paths = sorted({str(path.resolve()) for path in inputs})
+    state = _state(sweep, args, paths)
+    write_json(directory / FINISHED, {"inputs": paths, "state": state})
+    return Outcome(directory, read_rows(directory))
+
+
+def read_finished(sweep: Sweep, args: SweepArgs) -> Outcome | None:
+    """The outcome of a sweep that is finished; None if there may be something to do."""
+    directory = sweep_dir(sweep, args)
+    try:
+        found = read_json(directory / FINISHED)
+        if found["state"] != _state(sweep, args, found["inputs"]):
+            return None
+    except (UserError, OSError, TypeError, KeyError):  # absent or damaged
+        return None
+    return Outcome(directory, read_rows(directory))
+
+
+def _state(sweep: Sweep, args: SweepArgs, inputs: Iterable[str]) -> str:
+    """A digest of what was asked for, of the code, and of the files read and written."""
+    directory = sweep_dir(sweep, args)
+    written = (path for path in directory.rglob("*") if path.name not in _LEFT_OUT)
+    packages = [Path(str(package.__file__)).parent for package in (srdd, srdd_platform)]
+    code = (path for root in packages for path in root.rglob("*") if path.suffix in _SOURCES)
+    files = [*map(Path, inputs), *written, *code]
+    return digest([repr(sweep), repr(args), str(Path.cwd()), sorted(map(_stamp, files))])
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """A file's name, size and time of change; a directory has the first alone."""
+    status = path.stat()
+    return (str(path), 0, 0) if path.is_dir() else (str(path), status.st_size, status.st_mtime_ns)

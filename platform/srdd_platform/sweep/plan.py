@@ -1,0 +1,201 @@
+"""A sweep on its models: the definition held against what the models can vary."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import distribution_to_json
+
+from srdd.errors import UserError
+from srdd.generator import Generator
+from srdd.validation import to_dict
+from srdd_platform.core.runs import model_dir
+from srdd_platform.data.manifest import Manifest
+from srdd_platform.evaluation.generate import Load
+from srdd_platform.evaluation.protocol import (
+    EvaluationConfig,
+    begun_under,
+    extractor_sha256,
+    weights_digest,
+)
+from srdd_platform.report.specs import check_figures, figure_to_dict
+from srdd_platform.sweep.best import best_rule
+from srdd_platform.sweep.definition import MODEL, Reference, Settings, Sweep
+from srdd_platform.sweep.models import Inputs
+from srdd_platform.sweep.options import SweepArgs, sweep_dir
+from srdd_platform.sweep.references import ReferenceSpec, before_search
+from srdd_platform.sweep.space import SearchSpace, check_space, distribution, fit_space, whole_space
+
+Generators = Mapping[tuple[str, ...], Generator[Any]]  # by a value of each axis of models
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that a sweep does, before it does any of it."""
+
+    sweep: Sweep
+    args: SweepArgs
+    inputs: Inputs
+    evaluation: EvaluationConfig
+    space: SearchSpace  # what the models can vary of the sweep's space
+    first: Sequence[Settings]  # params tried first, likewise
+    references: Sequence[ReferenceSpec]  # rows made before the search
+    bound: str  # the reference row whose multiples bound the hypervolume; "": none
+
+    @property
+    def out(self) -> Path:
+        """The sweep directory."""
+        return sweep_dir(self.sweep, self.args)
+
+    @property
+    def pipeline(self) -> Path:
+        """The first of the models searched: real images and reconstructions are judged with it."""
+        return next(iter(self.inputs.models.values()))
+
+    @property
+    def trials(self) -> int:
+        """Distinct rows to make."""
+        return self.sweep.trials if self.args.trials is None else self.args.trials
+
+    @cached_property
+    def extractor(self) -> str:
+        """The hash of the extractor's weights."""
+        return extractor_sha256(self.inputs.weights)[:16]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the rows, as ``config.json`` keeps it."""
+        digests = {key: weights_digest(model_dir(d)) for key, d in self.inputs.models.items()}
+        axes = {"models": {name: list(v) for name, v in self.space.models.items()}}
+        names = {" ".join(key): digest for key, digest in digests.items()}
+        return {
+            "sweep": self.sweep.name,
+            "space": {
+                name: json.loads(distribution_to_json(distribution(axis)))
+                for name, axis in self.space.settings.items()
+            },
+            "base": to_dict(self.space.base),
+            "first": [dict(params) for params in self.first],
+            **(axes if self.space.models else {}),
+            "model": names if self.space.models else digests[()],
+            "others": [weights_digest(model_dir(path)) for path in self.inputs.others],
+            "data": Manifest.load(self.inputs.data).fingerprint,
+            "extractor": [self.args.extractor, self.extractor],
+            "num": self.args.num,
+            "seed": self.args.seed,
+            "device": self.args.device,
+            "dtype": self.args.dtype,
+            "objectives": list(self.sweep.objectives),
+            "best_rule": best_rule(self.sweep.objectives),
+            "protocol": self.evaluation.protocol,
+        }
+
+    @property
+    def runtime(self) -> dict[str, Any]:
+        """What does not decide them."""
+        return {
+            "model": str(self.pipeline),
+            "data": str(self.inputs.data),
+            "trials": self.trials,
+            "batch_size": self.evaluation.batch_size,
+            "figures": [figure_to_dict(figure) for figure in self.sweep.figures],
+        }
+
+
+def make_plan(sweep: Sweep, args: SweepArgs, inputs: Inputs, load: Load) -> Plan:
+    """Hold a sweep against its models: what none can vary is left out, with a note.
+
+    Raises:
+        UserError: the space, the first settings, the references or the figures name what the
+            models do not have, or a value that one of them refuses.
+    """
+    generators = {key: load(directory) for key, directory in inputs.models.items()}
+    space = _fitted(sweep, generators)
+    names = _names(space, generators)
+    first = _first(space, sweep.first)
+    _check_first(space, first, generators)
+    named = {inputs.models[key]: name for key, name in names.items()}
+    measured = {path: load(path) for path in [*inputs.models.values(), *inputs.others]}
+    evaluation = EvaluationConfig(
+        data=str(inputs.data.resolve()), extractor=args.extractor,
+        weights=str(inputs.weights.resolve()), num=args.num, seed=args.seed,
+        batch_size=args.batch_size, device=args.device, dtype=args.dtype,
+        protocol=begun_under(sweep_dir(sweep, args)),
+    )  # fmt: skip
+    return Plan(
+        sweep=sweep, args=args, inputs=inputs, evaluation=evaluation, space=space, first=first,
+        references=before_search(measured, sweep.references, named),
+        bound=_bound(sweep.references, space, first, next(iter(names.values()))),
+    )  # fmt: skip
+
+
+def _fitted(sweep: Sweep, generators: Generators) -> SearchSpace:
+    """The sweep's space, without the settings that one of the models cannot vary.
+
+    Raises:
+        UserError: the space or the figures name what the models do not have, or a model refuses
+            a value.
+    """
+    kinds = {type(g.sampler): g.card.family for g in generators.values()}
+    if len(kinds) > 1:
+        raise UserError(f"models of one family are needed, got {', '.join(kinds.values())}")
+    space = whole_space(sweep, next(iter(kinds))())
+    check_space(space, sweep.first)
+    tags = {name for generator in generators.values() for name in generator.card.tags}
+    check_figures(sweep.figures, [*to_dict(space.base), *sweep.models, *tags])
+    for generator in generators.values():
+        space, left_out = fit_space(space, generator.check_settings)
+        for name, why in left_out.items():
+            logger.warning("%s is not searched: %s", name, why)
+    return space
+
+
+def _first(space: SearchSpace, wanted: Sequence[Settings]) -> list[Settings]:
+    """The params tried first, each once, without the settings that are not searched."""
+    names = {**space.models, **space.settings}
+    known = [{name: v for name, v in params.items() if name in names} for params in wanted]
+    return [params for i, params in enumerate(known) if params not in known[:i]]
+
+
+def _check_first(space: SearchSpace, first: Sequence[Settings], generators: Generators) -> None:
+    """Refuse params tried first that their model refuses.
+
+    Raises:
+        UserError: the setting is named.
+    """
+    for params in first:
+        for key, generator in generators.items():
+            if all(params.get(axis, v) == v for axis, v in zip(space.models, key, strict=True)):
+                generator.check_settings(space.config(params))
+
+
+def _names(space: SearchSpace, generators: Generators) -> dict[tuple[str, ...], str]:
+    """The models' names, with the values of those axes that their cards do not tell apart."""
+    found = {}
+    for key, generator in generators.items():
+        tags = generator.card.tags
+        more = [v for axis, v in zip(space.models, key, strict=True) if axis not in tags]
+        found[key] = " ".join([generator.card.name, *more])
+    return found
+
+
+def _bound(
+    references: Sequence[Reference], space: SearchSpace, first: Sequence[Settings], name: str
+) -> str:
+    """The row of the reference whose multiples bound the hypervolume.
+
+    That is the first one whose settings the first trial has too, measured on the first model.
+    """
+    for reference in references if first else ():
+        config = space.config(first[0])
+        known = {field.name: getattr(config, field.name) for field in fields(config)}
+        if all(known.get(key) == value for key, value in reference.settings.items()):
+            return reference.name.replace(MODEL, name)
+    logger.info("No reference has the settings of the first trial: there is no hypervolume")
+    return ""
