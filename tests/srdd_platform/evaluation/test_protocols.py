@@ -1,13 +1,11 @@
 """Directories begun under ``fid@1`` (tests/data/make_fid1.py): reported, served, gone on with."""
 
-import io
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from var_rows import NAMES, var_row
 
 from srdd import SamplerConfig, load_pipeline
@@ -68,14 +66,12 @@ def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (directory / "rows").iterdir()}
 
 
-def search(root: Path, out: Path, trials: int) -> Console:
-    console = Console(file=io.StringIO(), width=200)
+def search(root: Path, out: Path, trials: int) -> None:
     args = SweepArgs(
         out=out, model=root / "model", data=root / "data", weights=root / "classifier",
         trials=trials, num=60,
     )  # fmt: skip
     run_sweep(SWEEP, args)
-    return console
 
 
 def distillation(root: Path) -> Distillation:
