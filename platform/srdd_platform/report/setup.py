@@ -23,7 +23,7 @@ class Setup:
     first: Sequence[Mapping[str, Any]] = ()  # settings that were tried first
     searched: frozenset[str] | None = None  # settings and axes of models; None: not known
     logarithmic: Mapping[str, bool] = field(default_factory=dict)  # of settings with a range
-    base: Mapping[str, Any] = field(default_factory=dict)  # settings not searched
+    base: Mapping[str, Any] = field(default_factory=dict)  # the sampler's settings by default
     hypervolume_reference: Any = None  # unchecked: see report/hypervolume.py
     objectives: Sequence[str] = OBJECTIVES  # columns; the best trial is the best in the first
     best_rule: str = "lowest FID"
