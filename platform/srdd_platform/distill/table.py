@@ -126,9 +126,7 @@ def row_keys(
 def load_maker(
     run: Path, config: SamplerConfig, evaluation: EvaluationConfig, job: Job
 ) -> Make[RowSpec]:
-    """What measures models into rows: loads the held-out images, the extractor and real images.
-
-    Without the extractor's weights there is no FID, and few images are drawn.
+    """What measures models into rows; without the extractor's weights it draws few images.
 
     Args:
         run: the distillation's directory.

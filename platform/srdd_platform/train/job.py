@@ -181,8 +181,7 @@ def make_job(
         preset: sizes and recipe.
         data: shard directory, or its URI.
         out: run directory.
-        options: what differs from the preset; options of the kind that are not given have their
-            defaults.
+        options: what differs from the preset; the kind's own may be left out.
         tokenizer: run, model or pipeline directory, for trainings on codes.
         mask: of a transformer; None takes the preset's.
 
@@ -193,27 +192,25 @@ def make_job(
     if options.parallel == "fsdp" and not chosen.sharded:
         raise UserError(f"--parallel fsdp shards a transformer's blocks: train a {kind} with ddp")
     store = open_store(data, options.cache, options.cache_gb)
-    resolution = store.manifest.resolution
-    if resolution != preset.tokenizer.resolution:
-        raise UserError(
-            f"the preset takes {preset.tokenizer.resolution} px images, {data} holds "
-            f"{resolution} px ones: prepare them with --resolution {preset.tokenizer.resolution}"
-        )
+    _check_resolution(preset.tokenizer.resolution, store.manifest.resolution, data)
     request = Request(
         preset=preset, options=_of_class(chosen.options, options), data=str(data), store=store,
         run=out, tokenizer=tokenizer, mask=mask,
     )  # fmt: skip
-    settings, inputs = chosen.plan(request)
-    fingerprint = store.manifest.fingerprint
+    settings, inputs = chosen.plan_job(request)
     return Job(
-        kind=chosen,
-        run=str(out.resolve()),
-        data=str(parse_location(str(data), "--data")),
-        settings=replace(settings, data=fingerprint, skipped=request.skipped),
-        inputs=inputs,
-        runtime=Runtime.of(options, preset.checkpoint_every),
-        extend_to=options.extend_to,
-    )
+        kind=chosen, run=str(out.resolve()), data=str(parse_location(str(data), "--data")),
+        settings=settings, inputs=inputs,
+        runtime=Runtime.of(options, preset.checkpoint_every), extend_to=options.extend_to,
+    )  # fmt: skip
+
+
+def _check_resolution(wanted: int, found: int, data: Path | str) -> None:
+    if wanted != found:
+        raise UserError(
+            f"the preset takes {wanted} px images, {data} holds {found} px ones: prepare them "
+            f"with --resolution {wanted}"
+        )
 
 
 def _of_class(kind: type[Options], options: Options) -> Options:

@@ -1,7 +1,7 @@
 """What a kind of training is, and what a training of it is made of."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +97,16 @@ class Kind:
     costliest: Callable[[Settings], Settings] = lambda settings: settings  # of any of its updates
     sharded: bool = False  # --parallel fsdp
     recomputes: bool = False  # --recompute
+
+    def plan_job(self, request: Request) -> tuple[Settings, Inputs]:
+        """The settings and inputs of a training.
+
+        Raises:
+            UserError: what is asked for does not fit together.
+        """
+        settings, inputs = self.plan(request)
+        data = request.manifest.fingerprint
+        return replace(settings, data=data, skipped=request.skipped), inputs
 
     def blank_task(self, settings: Settings, inputs: Inputs) -> Task:
         """A task on the meta device: shapes without values."""

@@ -122,21 +122,28 @@ def find_room(
     """
     for need in needs:
         _refuse_impossible(session, need, wait_s)
+    counts = _wait_for_room(session, needs, wait_s, say)
+    if session.local or len(needs) > 1:
+        return [(count, count) for count in counts]
+    return [_range(session, needs[0], counts[0])]
+
+
+def _wait_for_room(
+    session: Session, needs: Sequence[Need], wait_s: float, say: Callable[[str], None]
+) -> list[int]:
+    """How many workers each training gets, once all get the fewest."""
     probe: PlacementGroup | None = None
     started = time.monotonic()
     try:
         while True:
-            nodes = session.free_nodes
-            counts = side_by_side(nodes, needs)
+            counts = side_by_side(session.free_nodes, needs)
             if counts is not None:
-                break
+                return counts
             if probe is not None and probe.wait(POLL_S):  # it holds what it was waiting for
                 more = [replace(need, low=0, high=need.high - need.low) for need in needs]
                 extra = side_by_side(session.free_nodes, more) or [0] * len(needs)
-                counts = [need.low + n for need, n in zip(needs, extra, strict=True)]
-                break
-            waited = time.monotonic() - started
-            if waited >= max(wait_s, GRACE_S):
+                return [need.low + n for need, n in zip(needs, extra, strict=True)]
+            if time.monotonic() - started >= max(wait_s, GRACE_S):
                 raise UserError(_no_room(session, needs, wait_s))
             if probe is None and wait_s:  # a group that waits is what an autoscaler acts on
                 asked = "; ".join(map(str, needs))
@@ -147,9 +154,6 @@ def find_room(
     finally:
         if probe is not None:
             remove_placement_group(probe)
-    if session.local or len(needs) > 1:
-        return [(count, count) for count in counts]
-    return [_range(session, needs[0], counts[0])]
 
 
 def _range(session: Session, need: Need, count: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from srdd.train.var.codebook import (
     quantize,
 )
 from srdd.train.var.perceptual import Lpips
+from srdd.var.quantize import Quantized
 from srdd.var.tokenizer import Tokenizer
 
 
@@ -107,20 +108,26 @@ class TokenizerLoss(nn.Module):
                     )
             metrics["gan"] = gan
         metrics["loss"] = loss
-        with torch.no_grad():
-            clamped = reconstruction.clamp(-1, 1)
-            error_B = (clamped - images).square().flatten(1).mean(1) / 4
-            metrics["psnr"] = (-10 * error_B.clamp_min(1e-10).log10()).mean()
-            for scale, (begin, end) in enumerate(self.tokenizer.schedule.spans):
-                side = self.tokenizer.schedule.patch_nums[scale]
-                metrics[f"vq_{side}x{side}"] = quantized.loss_S[scale]
-                used_Bl = quantized.codes_BL[:, begin:end]
-                counts_Bl = torch.ones_like(used_Bl)
-                if keep_BS is not None:
-                    counts_Bl *= keep_BS[:, scale, None]
-                # A sum over indices, of integers: it does not wait for the device, as a count does.
-                self.used_SV[scale].scatter_add_(0, used_Bl.flatten(), counts_Bl.flatten())
+        metrics.update(self._watch(images, reconstruction, quantized, keep_BS))
         return loss, metrics
+
+    @torch.no_grad()
+    def _watch(
+        self, images: Tensor, reconstruction: Tensor, quantized: Quantized, keep_BS: Tensor | None
+    ) -> dict[str, Tensor]:
+        """PSNR and each scale's VQ loss; the codes used are counted."""
+        error_B = (reconstruction.clamp(-1, 1) - images).square().flatten(1).mean(1) / 4
+        metrics = {"psnr": (-10 * error_B.clamp_min(1e-10).log10()).mean()}
+        for scale, (begin, end) in enumerate(self.tokenizer.schedule.spans):
+            side = self.tokenizer.schedule.patch_nums[scale]
+            metrics[f"vq_{side}x{side}"] = quantized.loss_S[scale]
+            used_Bl = quantized.codes_BL[:, begin:end]
+            counts_Bl = torch.ones_like(used_Bl)
+            if keep_BS is not None:
+                counts_Bl *= keep_BS[:, scale, None]
+            # A sum over indices, of integers: it does not wait for the device, as a count does.
+            self.used_SV[scale].scatter_add_(0, used_Bl.flatten(), counts_Bl.flatten())
+        return metrics
 
     def _perceptual(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         lpips = self.lpips
