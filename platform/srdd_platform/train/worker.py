@@ -17,6 +17,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from srdd.compiling import check_machine
 from srdd.errors import UserError
+from srdd.train.config import OptimConfig
 from srdd.train.loop import Hook, Log, checkpoint_hook, fit
 from srdd.train.task import Batch, Task
 from srdd_platform.core.files import write_json
@@ -40,7 +41,8 @@ def worker(config: dict[str, Any]) -> str | None:
     """
     job = parse_job(config)
     try:
-        _train(job)
+        training, resume = _set_up(job)
+        training.train(resume)
     except (FloatingPointError, UserError) as error:
         if ray.train.get_context().get_world_rank() == 0:
             with suppress(OSError):  # the disk may be full
@@ -49,8 +51,8 @@ def worker(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _train(job: Job) -> None:
-    """Train a job as one of its workers, from the last checkpoint on."""
+def _set_up(job: Job) -> tuple["_Training", dict[str, Any] | None]:
+    """What this worker has of a training, and the state from which it goes on, if there is one."""
     run, runtime, optim = Path(job.run), job.runtime, job.optim
     if runtime.device == "cpu":
         torch.set_num_threads(runtime.threads)
@@ -60,28 +62,15 @@ def _train(job: Job) -> None:
     workers.place(task, device)
     storage = open_storage(job.run, runtime.checkpoints)
     resume = _load_checkpoint(job, storage)
-    if resume is None:
-        _begin(job, task, data)
     watch = Watch(run, job.kind.name, task, data, optim, workers, device)
     watch.begin(int(resume["step"]) if resume else 0)
-    parts = _Parts(task, data, storage, watch, workers, job.config_hash)
-
-    def stream(step: int) -> Iterator[Batch]:
-        own = batches(data, optim, workers, range(step, job.steps), device)
-        return watch.meter.stream(own)
-
-    ema = fit(
-        task,
-        optim,
-        stream,
-        extend_to=job.extend_to,
-        resume=resume,
-        reduce=workers,
-        log=parts.log(runtime),
-        hooks=parts.hooks(runtime),
-    )
-    with ema.applied():
-        parts.finish(run, job.steps)
+    if resume is None:
+        _begin(job, task, data)
+    training = _Training(
+        run=run, task=task, data=data, optim=optim, steps=job.steps, runtime=runtime,
+        storage=storage, config_hash=job.config_hash, watch=watch, workers=workers, device=device,
+    )  # fmt: skip
+    return training, resume
 
 
 def _this_worker(job: Job, device: torch.device) -> Workers:
@@ -108,35 +97,64 @@ def _begin(job: Job, task: Task, data: TrainingData) -> None:
     task.prepare(data.images.first)
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What one worker has of a training, and what it does with them between updates."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Training:
+    """What one worker has of a training, and what it does between updates."""
 
+    run: Path  # the run directory
     task: Task
     data: TrainingData
+    optim: OptimConfig
+    steps: int  # updates in all
+    runtime: Runtime
     storage: Storage
+    config_hash: str
     watch: Watch
     workers: Workers
-    config_hash: str
+    device: torch.device
 
-    def log(self, runtime: Runtime) -> Log:
+    def train(self, resume: dict[str, Any] | None) -> None:
+        """Train to the last update, from a state or from the first one on."""
+        ema = fit(
+            self.task,
+            self.optim,
+            self.batches,
+            extend_to=self.steps,
+            resume=resume,
+            reduce=self.workers,
+            log=self.log,
+            hooks=self.hooks,
+        )
+        with ema.applied():
+            self.finish()
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """This worker's batches from a step on, counted."""
+        steps = range(step, self.steps)
+        stream = batches(self.data, self.optim, self.workers, steps, self.device)
+        return self.watch.meter.stream(stream)
+
+    @property
+    def log(self) -> Log:
         """What becomes of the metrics; time for validation is not part of an update."""
         return Log(
             write=self.watch.log,
-            every=runtime.log_every,
+            every=self.runtime.log_every,
             validate=self.watch.meter.apart(self.validate),
-            validate_every=runtime.validate_every,
+            validate_every=self.runtime.validate_every,
         )
 
-    def hooks(self, runtime: Runtime) -> list[Hook]:
+    @property
+    def hooks(self) -> list[Hook]:
         """Previews and checkpoints; their time is not part of an update."""
-        preview = self.watch.meter.apart(self.preview)
+        apart = self.watch.meter.apart
+        preview = apart(self.preview)
         return [
             Hook(
-                run=lambda step, _: preview(step), every=runtime.grid_every,
+                run=lambda step, _: preview(step), every=self.runtime.grid_every,
                 after_faults=True, with_average=True,
             ),
-            checkpoint_hook(runtime.checkpoint_every, self.watch.meter.apart(self.save)),
+            checkpoint_hook(self.runtime.checkpoint_every, apart(self.save)),
         ]  # fmt: skip
 
     def validate(self) -> dict[str, float]:
@@ -180,10 +198,10 @@ class _Parts:
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,  # it is there already
         )  # every worker reports: it is a barrier
 
-    def finish(self, run: Path, step: int) -> None:
-        """Write ``validation.json`` and the last grid of a run."""
+    def finish(self) -> None:
+        """Write ``validation.json`` and the last grid."""
         whole = self.workers.assembled(self.task)
         if self.workers.rank == 0:
             found = {**validate(whole, self.data), **whole.baseline(self.data.train_inputs)}
-            self.watch.grid(step, whole)
-            write_json(run / "validation.json", found)
+            self.watch.grid(self.steps, whole)
+            write_json(self.run / "validation.json", found)
