@@ -39,10 +39,9 @@ class TrainOptions:
         from srdd.presets import get_preset
         from srdd_platform.cli.progress import bars
         from srdd_platform.core.ray_session import session
-        from srdd_platform.core.runs import check_place
         from srdd_platform.train.extend import extends, is_finished
         from srdd_platform.train.job import make_job
-        from srdd_platform.train.launcher import train
+        from srdd_platform.train.launcher import check_start, train
 
         preset = get_preset(self.preset)
         job = make_job(kind, preset, self.data, self.out, self.training, **more)
@@ -55,7 +54,7 @@ class TrainOptions:
             train([job], None)  # refuses other settings
             console.print(f"{self.out} is finished: {self.out / 'model'}", soft_wrap=True)
             return
-        check_place(self.out)
+        check_start(job, self.out)
         if self.address is None:  # the nodes of a cluster are looked at by its workers
             check_machine(job.runtime.device, compiled=job.optim.compile)
         with session(self.address) as cluster:

@@ -119,6 +119,22 @@ def check_place(directory: Path) -> None:
             pass
 
 
+def check_run(directory: Path, kind: str, settings: dict[str, Any]) -> None:
+    """:func:`check_place`, and refuse what another run's directory holds. Nothing is made.
+
+    Args:
+        directory: the run directory.
+        kind: what is to run in it.
+        settings: what decides the result.
+
+    Raises:
+        UserError: it is no place for the run, or holds one of other settings.
+    """
+    check_place(directory)
+    if (directory / CONFIG).exists():
+        _read_same(directory, kind, json.loads(json.dumps(settings)))
+
+
 @contextmanager
 def _held(directory: Path) -> Iterator[None]:
     """Be the only process that writes to a run directory.
@@ -165,23 +181,34 @@ def _claim(directory: Path, kind: str, settings: dict[str, Any], runtime: dict[s
     path = directory / CONFIG
     settings, runtime = json.loads(json.dumps([settings, runtime]))  # as they will be read back
     if path.exists():
-        before = read_json(path)
-        if not isinstance(before, dict) or not {"settings", "runtime"} <= before.keys():
-            raise UserError(f"{path} is no configuration of a run: give another directory")
-        if before.get("kind") != kind:
-            raise UserError(f"{directory} holds a run of `{before.get('kind')}`, not of `{kind}`")
-        changed = differences(decisive(before["settings"]), decisive(settings))
-        if changed:
-            raise UserError(
-                f"{directory} holds a run with other settings ({'; '.join(changed[:6])}): "
-                "give another directory or the old settings"
-            )
+        before = _read_same(directory, kind, settings)
         if (before["settings"], before["runtime"]) != (settings, runtime):
             write_json(path, {**before, "settings": settings, "runtime": runtime})
         return
     write_json(
         path, {"kind": kind, "code": code_version(), "settings": settings, "runtime": runtime}
     )
+
+
+def _read_same(directory: Path, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run that has these settings, as JSON reads them back.
+
+    Raises:
+        UserError: it has others, or there is no configuration of a run.
+    """
+    path = directory / CONFIG
+    before = read_json(path)
+    if not isinstance(before, dict) or not {"settings", "runtime"} <= before.keys():
+        raise UserError(f"{path} is no configuration of a run: give another directory")
+    if before.get("kind") != kind:
+        raise UserError(f"{directory} holds a run of `{before.get('kind')}`, not of `{kind}`")
+    changed = differences(decisive(before["settings"]), decisive(settings))
+    if changed:
+        raise UserError(
+            f"{directory} holds a run with other settings ({'; '.join(changed[:6])}): "
+            "give another directory or the old settings"
+        )
+    return before
 
 
 def note(directory: Path, key: str, value: Any) -> None:

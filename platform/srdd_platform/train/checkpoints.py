@@ -161,6 +161,24 @@ def last_step(storage: Storage) -> int:
     return int(names[-1].removeprefix("step_")) if names else 0
 
 
+def check_unmoved(run: str, checkpoints: str) -> None:
+    """Refuse another place for checkpoints than the run's, if it has none of them.
+
+    Raises:
+        UserError: it names both.
+    """
+    path = Path(run) / CONFIG
+    before = read_json(path).get("checkpoints", checkpoints) if path.exists() else checkpoints
+    if before == checkpoints:
+        return
+    old, new = open_storage(run, before), open_storage(run, checkpoints)
+    if old.registered() and not new.registered():
+        raise UserError(
+            f"{run} keeps its checkpoints in {old.name}, and {new.name} has none: give the old "
+            "place, or copy them to the new one"
+        )
+
+
 def claim_storage(run: str, checkpoints: str, config: str) -> Storage:
     """The storage of a run's checkpoints, found fit for use. The run directory is held.
 
@@ -181,15 +199,8 @@ def claim_storage(run: str, checkpoints: str, config: str) -> Storage:
         if manifest is None:
             raise UserError(f"{storage.name} has lost the checkpoint {names[-1]} that it lists")
         _refuse_foreign(manifest, config, storage.path(names[-1]))
+    check_unmoved(run, checkpoints)
     recorded = read_json(Path(run) / CONFIG)
-    before = recorded.get("checkpoints", checkpoints)
-    if before != checkpoints and not names:
-        old = open_storage(run, before)
-        if old.registered():
-            raise UserError(
-                f"{run} keeps its checkpoints in {old.name}, and {storage.name} has none: give "
-                "the old place, or copy them to the new one"
-            )
     if recorded.get("checkpoints") != checkpoints:
         write_json(Path(run) / CONFIG, {**recorded, "checkpoints": checkpoints})
     storage.prune()

@@ -17,9 +17,9 @@ from srdd.validation import to_dict
 from srdd_platform.core.file_errors import explain
 from srdd_platform.core.out_of_memory import killed_for_memory
 from srdd_platform.core.ray_session import Session
-from srdd_platform.core.runs import failure, note, open_run
+from srdd_platform.core.runs import check_run, failure, note, open_run
 from srdd_platform.data.damage import left_out
-from srdd_platform.train.checkpoints import claim_storage
+from srdd_platform.train.checkpoints import check_unmoved, claim_storage
 from srdd_platform.train.export import finish
 from srdd_platform.train.extend import extended, is_finished
 from srdd_platform.train.job import Job
@@ -33,6 +33,21 @@ from srdd_platform.train.worker_timeout import NoWorkersError
 POLL_S = 0.5
 
 logger = logging.getLogger(__name__)
+
+
+def check_start(job: Job, run: Path) -> None:
+    """Refuse before Ray starts what :func:`train` would refuse after it. Nothing is made.
+
+    Args:
+        job: the training.
+        run: its directory as it was given, for messages.
+
+    Raises:
+        UserError: the run directory is no place for the job, has other settings, or has its
+            checkpoints elsewhere.
+    """
+    check_run(run, f"train {job.kind.name}", job.config[0])
+    check_unmoved(job.run, job.runtime.checkpoints)
 
 
 def train(jobs: Sequence[Job], session: Session | None, display: Display = no_display) -> None:

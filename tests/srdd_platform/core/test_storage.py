@@ -28,6 +28,7 @@ from srdd_platform.train.checkpoints import (
 from srdd_platform.train.job import Job, Runtime
 from srdd_platform.train.kind import Settings
 from srdd_platform.train.kinds import KINDS
+from srdd_platform.train.launcher import check_start
 from srdd_platform.train.options import Options
 
 
@@ -57,7 +58,9 @@ def register(storage: Storage, *names: str) -> None:
 
 def started(job: Job) -> Job:
     Path(job.run).mkdir(parents=True, exist_ok=True)
-    write_json(Path(job.run) / "config.json", {"settings": job.settings.to_json()})
+    settings, runtime = job.config
+    config = {"kind": f"train {job.kind.name}", "settings": settings, "runtime": runtime}
+    write_json(Path(job.run) / "config.json", config)
     return job
 
 
@@ -119,6 +122,8 @@ def test_checkpoints_do_not_move_by_accident(tmp_path: Path) -> None:
     moved = a_job(tmp_path / "run", str(tmp_path / "new"))
     with pytest.raises(UserError, match=r"keeps its checkpoints in .*run/checkpoints, and .*/new"):
         claimed(moved)
+    with pytest.raises(UserError, match=r"and .*/new has none: give the old place"):
+        check_start(moved, tmp_path / "run")  # before Ray starts
     Path(storage.root).rename(tmp_path / "new")
     assert last_step(claimed(moved)) == 2
     assert read_json(tmp_path / "run" / "config.json")["checkpoints"] == str(tmp_path / "new")

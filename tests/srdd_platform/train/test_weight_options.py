@@ -15,15 +15,19 @@ from torch import Tensor
 
 from srdd import load_pipeline
 from srdd.errors import UserError
+from srdd.presets import digits
 from srdd.train.var.perceptual import Lpips
 from srdd_platform.cli import main as cli
 from srdd_platform.core import ray_session
 from srdd_platform.core.cluster import Cluster
+from srdd_platform.core.runs import open_run
 from srdd_platform.evaluation.extractors import import_torch_fidelity, load_extractor
 from srdd_platform.sweep.definition import Float, Sweep
 from srdd_platform.sweep.options import SweepArgs
 from srdd_platform.sweep.run import run_sweep
 from srdd_platform.train.checkpoints import read_state, write_state
+from srdd_platform.train.job import make_job
+from srdd_platform.train.options import Options
 
 State = dict[str, Tensor]
 Refused = Callable[..., str]
@@ -378,6 +382,19 @@ def test_a_checkpoint_without_its_manifest_is_named(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(UserError, match=r"is no checkpoint: manifest\.json does not say whose"):
             read_state(tmp_path, "its settings")
+
+
+def test_a_run_of_other_settings_is_refused_before_ray(
+    refused: Refused, digits_shards: Path
+) -> None:
+    job = make_job("classifier", digits(), digits_shards, Path("run"), Options(max_steps=5))
+    with open_run(Path("run"), "train classifier", *job.config):
+        pass
+    shared = ("--data", digits_shards, "--out", "run")
+    found = refused("train", "classifier", *shared, "--max-steps", 6)
+    assert found.startswith("run holds a run with other settings (optim.steps: 5 -> 6): give")
+    found = refused("train", "tokenizer", *shared)
+    assert found == "run holds a run of `train classifier`, not of `train tokenizer`"
 
 
 # -- features that a machine may lack --------------------------------------------------------------
