@@ -45,6 +45,7 @@ def commands(union: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
 
 
 COMMANDS = sorted(set(commands(Command)))
+SWEEPS = sorted((ROOT / "sweeps").glob("*.py"))
 
 
 def run(path: str, *arguments: str) -> tuple[str, int, list[str]]:
@@ -61,6 +62,7 @@ def run(path: str, *arguments: str) -> tuple[str, int, list[str]]:
 def test_all_commands_are_known_here() -> None:
     assert len(COMMANDS) >= 15
     assert {("data", "prepare"), ("train", "distill"), ("serve",)} <= set(COMMANDS)
+    assert "resample_threshold.py" in {path.name for path in SWEEPS}
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -68,6 +70,14 @@ def test_help_imports_neither_torch_nor_ray(words: tuple[str, ...]) -> None:
     text, code, packages = run("", *words, "--help")
     assert (code, text[:6]) == (0, "usage:")
     assert f"srdd {' '.join(words)}".strip() in text
+    assert set(packages) <= PARSES
+
+
+@pytest.mark.parametrize("script", SWEEPS, ids=lambda path: path.name)
+def test_help_of_a_sweep_imports_no_more(script: Path) -> None:
+    text, code, packages = run(str(script), "--help")
+    assert (code, text[:6]) == (0, "usage:")
+    assert "--trials" in text
     assert set(packages) <= PARSES
 
 
