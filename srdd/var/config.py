@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from srdd.errors import UserError
 from srdd.validation import SPARSE, require, settle
-from srdd.var.masks import Mask
+from srdd.var.masks import DEFAULT_MASK, Mask
 from srdd.var.scales import ScaleSchedule, check_patch_nums, settle_parent
 
 
@@ -52,7 +52,7 @@ class TransformerConfig:
     """VAR's transformer. VAR and SDD differ by ``mask`` alone."""
 
     patch_nums: tuple[int, ...]
-    mask: Mask = "markov"
+    mask: Mask = DEFAULT_MASK
     num_classes: int = 1000  # the null class is index num_classes
     depth: int = 16
     width: int = 1024

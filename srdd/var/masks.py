@@ -11,6 +11,8 @@ from srdd.var.scales import ScaleSchedule
 
 Mask = Literal["block_causal", "markov", "previous", "markov_local"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
+PAPER_MASKS: tuple[Mask, Mask] = ("markov", "block_causal")  # SDD's and VAR's
+DEFAULT_MASK = PAPER_MASKS[0]
 LOCAL_SCALES, LOCAL_WINDOW = 2, 7  # of markov_local: its finest scales, the window's side
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from srdd.var.masks import Mask
+from srdd.var.masks import DEFAULT_MASK, Mask
 from srdd_platform.train.options import Options, TokenizerOptions, TransformerOptions
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ class TrainTokenizer(TrainOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainTransformer(TrainOptions):
-    """Train a transformer on a tokenizer's codes: VAR (block_causal) or SDD (markov)."""
+    """Train a transformer on a tokenizer's codes: VAR or SDD, by its mask."""
 
     training: TransformerOptions = field(default_factory=TransformerOptions)
     tokenizer: Path  # run directory of a finished tokenizer, or a pipeline's (`srdd convert`)
-    mask: Mask = "markov"
+    mask: Mask = DEFAULT_MASK
 
     def run(self, console: "Console") -> None:
         """Train it, extracting codes where they are missing."""

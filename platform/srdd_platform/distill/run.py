@@ -38,12 +38,7 @@ from srdd_platform.core.runs import open_run
 from srdd_platform.data.codes import encode
 from srdd_platform.data.manifest import Manifest
 from srdd_platform.data.store import open_store
-from srdd_platform.distill.table import (
-    row_keys,
-    run_rows,
-    table_specs,
-    write_table,
-)
+from srdd_platform.distill.table import row_keys, run_rows, table_specs, write_table
 from srdd_platform.evaluation.checks import check_data
 from srdd_platform.evaluation.extractors import check_classes, load_extractor
 from srdd_platform.evaluation.protocol import (

@@ -7,7 +7,7 @@ from typing import Any
 
 from srdd.errors import UserError
 from srdd.var.config import SamplerConfig
-from srdd.var.masks import Mask
+from srdd.var.masks import PAPER_MASKS
 from srdd.var.pipeline import Pipeline
 from srdd_platform.core.runs import CONFIG, model_dir
 from srdd_platform.data.code_places import codes_dir
@@ -24,7 +24,7 @@ from srdd_platform.sweep.options import SweepArgs, sweep_dir
 from srdd_platform.sweep.trainer import Trainer
 from srdd_platform.train.job import make_job
 
-MASKS: tuple[Mask, ...] = ("markov", "block_causal")  # of a preset: searched, and compared with it
+MASKS = PAPER_MASKS  # of a preset: the first is searched, and the other compared with it
 
 logger = logging.getLogger(__name__)
 
