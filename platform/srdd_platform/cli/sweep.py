@@ -7,7 +7,7 @@ from srdd_platform.cli.command_errors import guarded
 from srdd_platform.cli.command_line import parse_command
 from srdd_platform.core.ray_settings import check_settings
 from srdd_platform.sweep.definition import Sweep
-from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.options import Request, SweepArgs
 
 
 def main(sweep: Sweep, doc: str | None, presets: Mapping[str, Sweep] | None = None) -> None:
@@ -22,12 +22,12 @@ def main(sweep: Sweep, doc: str | None, presets: Mapping[str, Sweep] | None = No
     def action() -> None:
         args = parse_command(SweepArgs, description=doc)
         check_settings()  # before Ray is imported
-        _run((presets or {}).get(args.preset, sweep), args)
+        _run(Request((presets or {}).get(args.preset, sweep), args))
 
     guarded(action)
 
 
-def _run(sweep: Sweep, args: SweepArgs) -> None:
+def _run(request: Request) -> None:
     """Run a sweep, unless it is finished, and print what came out."""
     from srdd_platform.cli import sweep_tables
     from srdd_platform.cli.log_output import log_to
@@ -36,11 +36,11 @@ def _run(sweep: Sweep, args: SweepArgs) -> None:
 
     terminal = Terminal()
     with log_to(terminal):
-        outcome = read_finished(sweep, args)
+        outcome = read_finished(request)
         if outcome is None:
             from srdd_platform.cli.progress import bars
             from srdd_platform.sweep.run import run_sweep
 
             show = partial(sweep_tables.live, console=terminal)
-            outcome = run_sweep(sweep, args, show=show, display=bars(terminal))
+            outcome = run_sweep(request.sweep, request.args, show=show, display=bars(terminal))
     sweep_tables.print_outcome(outcome, terminal)

@@ -17,8 +17,7 @@ from srdd.errors import UserError
 from srdd_platform.core.files import digest, read_json, write_json
 from srdd_platform.evaluation.rows import read_rows
 from srdd_platform.report.inputs import PAGE
-from srdd_platform.sweep.definition import Sweep
-from srdd_platform.sweep.options import SweepArgs, sweep_dir
+from srdd_platform.sweep.options import Request
 
 FINISHED = ".finished.json"
 _LEFT_OUT = (FINISHED, ".lock")  # of the files that a sweep wrote
@@ -44,41 +43,37 @@ class Outcome:
         return path if path.exists() else None
 
 
-def note_finished(sweep: Sweep, args: SweepArgs, inputs: Iterable[Path]) -> Outcome:
+def note_finished(request: Request, inputs: Iterable[Path]) -> Outcome:
     """Record that a sweep is finished.
 
     Args:
-        sweep: what was asked for.
-        args: its options.
+        request: what was asked for.
         inputs: the files that it was made from.
     """
-    directory = sweep_dir(sweep, args)
     paths = sorted({str(path.resolve()) for path in inputs})
-    state = _state(sweep, args, paths)
-    write_json(directory / FINISHED, {"inputs": paths, "state": state})
-    return Outcome(directory, read_rows(directory))
+    state = _state(request, paths)
+    write_json(request.directory / FINISHED, {"inputs": paths, "state": state})
+    return Outcome(request.directory, read_rows(request.directory))
 
 
-def read_finished(sweep: Sweep, args: SweepArgs) -> Outcome | None:
+def read_finished(request: Request) -> Outcome | None:
     """The outcome of a sweep that is finished; None if there may be something to do."""
-    directory = sweep_dir(sweep, args)
     try:
-        found = read_json(directory / FINISHED)
-        if found["state"] != _state(sweep, args, found["inputs"]):
+        found = read_json(request.directory / FINISHED)
+        if found["state"] != _state(request, found["inputs"]):
             return None
     except (UserError, OSError, TypeError, KeyError):  # absent or damaged
         return None
-    return Outcome(directory, read_rows(directory))
+    return Outcome(request.directory, read_rows(request.directory))
 
 
-def _state(sweep: Sweep, args: SweepArgs, inputs: Iterable[str]) -> str:
+def _state(request: Request, inputs: Iterable[str]) -> str:
     """A digest of what was asked for, of the code, and of the files read and written."""
-    directory = sweep_dir(sweep, args)
-    written = (path for path in directory.rglob("*") if path.name not in _LEFT_OUT)
+    written = (path for path in request.directory.rglob("*") if path.name not in _LEFT_OUT)
     packages = [Path(str(package.__file__)).parent for package in (srdd, srdd_platform)]
     code = (path for root in packages for path in root.rglob("*") if path.suffix in _SOURCES)
     files = [*map(Path, inputs), *written, *code]
-    return digest([repr(sweep), repr(args), str(Path.cwd()), sorted(map(_stamp, files))])
+    return digest([repr(request), str(Path.cwd()), sorted(map(_stamp, files))])
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:

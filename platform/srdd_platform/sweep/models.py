@@ -19,8 +19,7 @@ from srdd_platform.evaluation.extractors import check_classes, load_extractor
 from srdd_platform.evaluation.generate import Load
 from srdd_platform.evaluation.protocol import MIN_IMAGES
 from srdd_platform.sweep.axes import Models, Source, make_models, train_masks
-from srdd_platform.sweep.definition import Sweep
-from srdd_platform.sweep.options import SweepArgs, sweep_dir
+from srdd_platform.sweep.options import Request
 from srdd_platform.sweep.trainer import Trainer
 from srdd_platform.train.job import make_job
 
@@ -49,17 +48,19 @@ class Inputs:
         return [self.data / MANIFEST, *configs, *models]
 
 
-def plain_settings(args: SweepArgs, load: Load) -> Any:
+def plain_settings(request: Request, load: Load) -> Any:
     """The sampler's settings by default: of the model given, or of a preset's."""
-    return SamplerConfig() if args.model is None else type(load(args.model).sampler)()
+    given = request.args.model
+    return SamplerConfig() if given is None else type(load(given).sampler)()
 
 
-def given_inputs(sweep: Sweep, args: SweepArgs, trainer: Trainer, load: Load) -> Inputs:
+def given_inputs(request: Request, trainer: Trainer, load: Load) -> Inputs:
     """The model and images of ``--model`` and ``--data``, with a classifier if none is given.
 
     Raises:
         UserError: they do not fit together, or the sweep needs models that are not given.
     """
+    args, out = request.args, request.directory
     assert args.model is not None
     assert args.data is not None
     generator, manifest = load(args.model), Manifest.load(args.data)
@@ -72,9 +73,8 @@ def given_inputs(sweep: Sweep, args: SweepArgs, trainer: Trainer, load: Load) ->
             f"{args.data} holds {held_out} held-out images; the reference rows need at least "
             f"{MIN_IMAGES}"
         )
-    out = sweep_dir(sweep, args)
     source = Source(folder=out.parent, data=args.data, load=load, trainer=trainer)
-    models = make_models(sweep.models, args.model, source)
+    models = make_models(request.sweep.models, args.model, source)
     if args.weights is not None:
         load_extractor(args.extractor, args.weights)  # refuses what would fail in every trial
         return Inputs(models=models, others=(), data=args.data, weights=args.weights)
@@ -87,17 +87,18 @@ def given_inputs(sweep: Sweep, args: SweepArgs, trainer: Trainer, load: Load) ->
     return Inputs(models=models, others=(), data=args.data, weights=weights)
 
 
-def preset_inputs(sweep: Sweep, args: SweepArgs, trainer: Trainer, load: Load) -> Inputs:
+def preset_inputs(request: Request, trainer: Trainer, load: Load) -> Inputs:
     """A preset's images and models, prepared and trained where they are missing.
 
     Raises:
         UserError: what is there has other settings, or a training cannot go on.
     """
-    root, preset, options = Path("runs") / args.preset, trainer.preset, trainer.options
+    name, axes = request.args.preset, request.sweep.models
+    root, preset, options = Path("runs") / name, trainer.preset, trainer.options
     data, tokenizer, classifier = root / "data", root / "tokenizer", root / "classifier"
     if not (data / MANIFEST).exists():
-        logger.info("Preparing images: %s, %s px", args.preset, preset.tokenizer.resolution)
-    prepare(source=args.preset, resolution=preset.tokenizer.resolution, out=data)
+        logger.info("Preparing images: %s, %s px", name, preset.tokenizer.resolution)
+    prepare(source=name, resolution=preset.tokenizer.resolution, out=data)
     jobs = [
         make_job("tokenizer", preset, data, tokenizer, options),
         make_job("classifier", preset, data, classifier, options),
@@ -108,8 +109,8 @@ def preset_inputs(sweep: Sweep, args: SweepArgs, trainer: Trainer, load: Load) -
         trainer.cluster.connect()
         encode(data, tokenizer)
     source = Source(folder=root, data=data, load=load, trainer=trainer, tokenizer=tokenizer)
-    parent, *others = [root] if "mask" in sweep.models else train_masks(root, MASKS, source)
+    parent, *others = [root] if "mask" in axes else train_masks(root, MASKS, source)
     return Inputs(
-        models=make_models(sweep.models, parent, source), others=tuple(others), data=data,
+        models=make_models(axes, parent, source), others=tuple(others), data=data,
         weights=classifier, tokenizer=tokenizer,
     )  # fmt: skip

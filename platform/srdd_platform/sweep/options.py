@@ -54,7 +54,20 @@ class SweepArgs:
                 raise UserError(f"--{name} {path} does not exist")
 
 
-def sweep_dir(sweep: Sweep, args: SweepArgs) -> Path:
-    """The directory of a sweep: as given, or its name beside the models that it searches."""
-    beside = args.model.name if args.model else args.preset
-    return args.out or Path("runs") / beside / sweep.name
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A sweep that is asked for: what is searched, and with which options."""
+
+    sweep: Sweep
+    args: SweepArgs
+
+    @property
+    def directory(self) -> Path:
+        """The sweep's: as given, or its name beside the models that it searches."""
+        beside = self.args.model.name if self.args.model else self.args.preset
+        return self.args.out or Path("runs") / beside / self.sweep.name
+
+    @property
+    def trials(self) -> int:
+        """Distinct rows to make."""
+        return self.sweep.trials if self.args.trials is None else self.args.trials

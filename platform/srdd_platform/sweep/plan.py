@@ -26,7 +26,7 @@ from srdd_platform.report.specs import check_figures, figure_to_dict
 from srdd_platform.sweep.best import best_rule
 from srdd_platform.sweep.definition import MODEL, Reference, Settings, Sweep
 from srdd_platform.sweep.models import Inputs
-from srdd_platform.sweep.options import SweepArgs, sweep_dir
+from srdd_platform.sweep.options import Request
 from srdd_platform.sweep.references import ReferenceSpec, before_search
 from srdd_platform.sweep.space import SearchSpace, check_space, distribution, fit_space, whole_space
 
@@ -39,8 +39,7 @@ logger = logging.getLogger(__name__)
 class Plan:
     """All that a sweep does, before it does any of it."""
 
-    sweep: Sweep
-    args: SweepArgs
+    request: Request
     inputs: Inputs
     evaluation: EvaluationConfig
     space: SearchSpace  # what the models can vary of the sweep's space
@@ -51,17 +50,17 @@ class Plan:
     @property
     def out(self) -> Path:
         """The sweep directory."""
-        return sweep_dir(self.sweep, self.args)
+        return self.request.directory
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Columns of a row, the first one first where trials are ranked."""
+        return tuple(self.request.sweep.objectives)
 
     @property
     def pipeline(self) -> Path:
         """The first of the models searched: real images and reconstructions are judged with it."""
         return next(iter(self.inputs.models.values()))
-
-    @property
-    def trials(self) -> int:
-        """Distinct rows to make."""
-        return self.sweep.trials if self.args.trials is None else self.args.trials
 
     @cached_property
     def extractor(self) -> str:
@@ -71,11 +70,12 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the rows, as ``config.json`` keeps it."""
+        sweep, args = self.request.sweep, self.request.args
         digests = {key: weights_digest(model_dir(d)) for key, d in self.inputs.models.items()}
         axes = {"models": {name: list(v) for name, v in self.space.models.items()}}
         names = {" ".join(key): digest for key, digest in digests.items()}
         return {
-            "sweep": self.sweep.name,
+            "sweep": sweep.name,
             "space": {
                 name: json.loads(distribution_to_json(distribution(axis)))
                 for name, axis in self.space.settings.items()
@@ -86,13 +86,13 @@ class Plan:
             "model": names if self.space.models else digests[()],
             "others": [weights_digest(model_dir(path)) for path in self.inputs.others],
             "data": Manifest.load(self.inputs.data).fingerprint,
-            "extractor": [self.args.extractor, self.extractor],
-            "num": self.args.num,
-            "seed": self.args.seed,
-            "device": self.args.device,
-            "dtype": self.args.dtype,
-            "objectives": list(self.sweep.objectives),
-            "best_rule": best_rule(self.sweep.objectives),
+            "extractor": [args.extractor, self.extractor],
+            "num": args.num,
+            "seed": args.seed,
+            "device": args.device,
+            "dtype": args.dtype,
+            "objectives": list(self.objectives),
+            "best_rule": best_rule(self.objectives),
             "protocol": self.evaluation.protocol,
         }
 
@@ -102,19 +102,20 @@ class Plan:
         return {
             "model": str(self.pipeline),
             "data": str(self.inputs.data),
-            "trials": self.trials,
+            "trials": self.request.trials,
             "batch_size": self.evaluation.batch_size,
-            "figures": [figure_to_dict(figure) for figure in self.sweep.figures],
+            "figures": [figure_to_dict(figure) for figure in self.request.sweep.figures],
         }
 
 
-def make_plan(sweep: Sweep, args: SweepArgs, inputs: Inputs, load: Load) -> Plan:
+def make_plan(request: Request, inputs: Inputs, load: Load) -> Plan:
     """Hold a sweep against its models: what none can vary is left out, with a note.
 
     Raises:
         UserError: the space, the first settings, the references or the figures name what the
             models do not have, or a value that one of them refuses.
     """
+    sweep, args = request.sweep, request.args
     generators = {key: load(directory) for key, directory in inputs.models.items()}
     space = _fitted(sweep, generators)
     names = _names(space, generators)
@@ -126,10 +127,10 @@ def make_plan(sweep: Sweep, args: SweepArgs, inputs: Inputs, load: Load) -> Plan
         data=str(inputs.data.resolve()), extractor=args.extractor,
         weights=str(inputs.weights.resolve()), num=args.num, seed=args.seed,
         batch_size=args.batch_size, device=args.device, dtype=args.dtype,
-        protocol=begun_under(sweep_dir(sweep, args)),
+        protocol=begun_under(request.directory),
     )  # fmt: skip
     return Plan(
-        sweep=sweep, args=args, inputs=inputs, evaluation=evaluation, space=space, first=first,
+        request=request, inputs=inputs, evaluation=evaluation, space=space, first=first,
         references=before_search(measured, sweep.references, named),
         bound=_bound(sweep.references, space, first, next(iter(names.values()))),
     )  # fmt: skip

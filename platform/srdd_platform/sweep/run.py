@@ -27,7 +27,7 @@ from srdd_platform.sweep.begun import as_begun
 from srdd_platform.sweep.best import best_row, best_rule, row_config, save_best, trial_rows
 from srdd_platform.sweep.definition import Sweep
 from srdd_platform.sweep.models import given_inputs, plain_settings, preset_inputs
-from srdd_platform.sweep.options import SweepArgs, sweep_dir
+from srdd_platform.sweep.options import Request, SweepArgs
 from srdd_platform.sweep.plan import Plan, make_plan
 from srdd_platform.sweep.references import ReferenceSpec
 from srdd_platform.sweep.search import OnRow, Search, run_search
@@ -68,11 +68,12 @@ def run_sweep(
     Raises:
         UserError: an input is wrong; the message says what to do.
     """
+    request = Request(sweep, args)
+    out = request.directory
     check_axes(sweep.models)
-    out = sweep_dir(sweep, args)
     check_place(out)
     with lazy_cluster(args.address, args.device) as cluster:
-        plan = _plan(sweep, args, Trainer.of(args, cluster, display), load)
+        plan = _plan(request, Trainer.of(request, cluster, display), load)
         settings = as_begun(out, plan.settings)
         with open_run(out, f"sweep {sweep.name}", settings, plan.runtime):
             _measure(plan, plan.references, cluster, load)
@@ -82,15 +83,15 @@ def run_sweep(
             compile_table(out, type(plan.space.base))
             if not report_is_current(out):
                 build_report(out)
-            return finished.note_finished(sweep, args, plan.inputs.files)
+            return finished.note_finished(request, plan.inputs.files)
 
 
-def _plan(sweep: Sweep, args: SweepArgs, trainer: Trainer, load: Load) -> Plan:
+def _plan(request: Request, trainer: Trainer, load: Load) -> Plan:
     """Everything that a sweep does, on models that are there; each is loaded once."""
     loaded = cache(load)
-    check_space(whole_space(sweep, plain_settings(args, loaded)), sweep.first)
-    ready = preset_inputs if args.model is None else given_inputs
-    return make_plan(sweep, args, ready(sweep, args, trainer, loaded), loaded)
+    check_space(whole_space(request.sweep, plain_settings(request, loaded)), request.sweep.first)
+    ready = preset_inputs if request.args.model is None else given_inputs
+    return make_plan(request, ready(request, trainer, loaded), loaded)
 
 
 def _measure(plan: Plan, specs: Sequence[ReferenceSpec], cluster: Cluster, load: Load) -> None:
@@ -99,7 +100,7 @@ def _measure(plan: Plan, specs: Sequence[ReferenceSpec], cluster: Cluster, load:
     missing = references.missing_references(*shared, specs, plan.extractor)
     if missing:
         logger.info("Evaluating %s reference rows", len(missing))
-        slots, threads = _slots(plan.args, cluster.connect())
+        slots, threads = _slots(plan.request.args, cluster.connect())
         references.run_references(*shared, missing, slots=slots, threads=threads, load=load)
 
 
@@ -107,31 +108,29 @@ def _fix_hypervolume(plan: Plan) -> None:
     """Fix the hypervolume's reference point before the search: multiples of a reference row."""
     rows = {row["name"]: row for row in read_rows(plan.out) if row["kind"] == "reference"}
     row = rows.get(plan.bound, {"status": "absent"})
-    if row["status"] == "ok" and all(better_sign(name) > 0 for name in plan.sweep.objectives):
-        factors = {
-            name: HYPERVOLUME_COST if name in COSTS else HYPERVOLUME_FID
-            for name in plan.sweep.objectives
-        }
-        note(plan.out, "hypervolume_reference", {n: f * row[n] for n, f in factors.items()})
+    if row["status"] == "ok" and all(better_sign(name) > 0 for name in plan.objectives):
+        factors = {n: HYPERVOLUME_COST if n in COSTS else HYPERVOLUME_FID for n in plan.objectives}
+        point = {name: factor * row[name] for name, factor in factors.items()}
+        note(plan.out, "hypervolume_reference", point)
 
 
 def _search(plan: Plan, cluster: Cluster, show: Show, load: Load) -> None:
     """Make the trials that are missing."""
     done = trial_rows(plan.out)
-    if len(done) >= plan.trials:
+    if len(done) >= plan.request.trials:
         return
     logger.info(
         "Searching: %s distinct settings, %s images each, %s done",
-        plan.trials, plan.evaluation.num, len(done),
+        plan.request.trials, plan.evaluation.num, len(done),
     )  # fmt: skip
-    slots, threads = _slots(plan.args, cluster.connect())
+    slots, threads = _slots(plan.request.args, cluster.connect())
     models = {key: str(path.resolve()) for key, path in plan.inputs.models.items()}
     search = Search(
         directory=str(plan.out.resolve()), models=models, load=load, space=plan.space,
-        objectives=tuple(plan.sweep.objectives), first=plan.first, trials=plan.trials,
+        objectives=plan.objectives, first=plan.first, trials=plan.request.trials,
         evaluation=plan.evaluation, slots=slots, threads=threads,
     )  # fmt: skip
-    with show(plan.trials, done) as on_row:
+    with show(plan.request.trials, done) as on_row:
         complete = run_search(search, on_row)
     if not complete:
         logger.info("The space has no further distinct setting.")
@@ -139,12 +138,12 @@ def _search(plan: Plan, cluster: Cluster, show: Show, load: Load) -> None:
 
 def _keep_best(plan: Plan, cluster: Cluster, load: Load) -> None:
     """Write ``best/``, and measure its settings on as many images as are held out."""
-    best = best_row(plan.out, plan.sweep.objectives)
+    best = best_row(plan.out, plan.objectives)
     if best is None:
         return
     config = row_config(best, type(plan.space.base))
     pipeline = plan.inputs.models[plan.space.model(best)]
-    save_best(plan.out, pipeline, best, config, best_rule(plan.sweep.objectives))
+    save_best(plan.out, pipeline, best, config, best_rule(plan.objectives))
     num = Manifest.load(plan.inputs.data).splits["val"].num
     other = "" if pipeline == plan.pipeline else str(model_dir(pipeline).resolve())
     specs = references.after_search(plan.references, config, best["key"], num, other)

@@ -11,7 +11,7 @@ from srdd_platform.core.cluster import Cluster
 from srdd_platform.core.runs import model_dir
 from srdd_platform.distill.run import Distillation, distill, stage_steps
 from srdd_platform.evaluation.protocol import EvaluationConfig
-from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.options import Request
 from srdd_platform.train.extend import is_finished
 from srdd_platform.train.job import Job
 from srdd_platform.train.launcher import train
@@ -31,8 +31,9 @@ class Trainer:
     display: Display  # shows how far the trainings are
 
     @classmethod
-    def of(cls, args: SweepArgs, cluster: Cluster, display: Display) -> Self:
-        """The trainer of a sweep's options."""
+    def of(cls, request: Request, cluster: Cluster, display: Display) -> Self:
+        """The trainer of a sweep that is asked for."""
+        args = request.args
         device: Literal["cpu", "cuda"] = "cuda" if args.device.startswith("cuda") else "cpu"
         return cls(
             preset=get_preset(args.preset), options=Options(device=device), cluster=cluster,

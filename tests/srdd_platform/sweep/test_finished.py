@@ -14,7 +14,7 @@ from srdd_platform.cli import sweep as cli
 from srdd_platform.evaluation.rows import write_row
 from srdd_platform.sweep.definition import Float, Sweep
 from srdd_platform.sweep.finished import FINISHED, note_finished, read_finished
-from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.options import Request, SweepArgs
 
 SWEEP = Sweep(name="small", space={"cfg": Float(0, 1)}, first=[{"cfg": 0.5}])
 HEAVY = ("torch", "ray", "optuna", "pandas", "pyarrow", "plotly")
@@ -32,13 +32,13 @@ def made(tmp_path: Path) -> tuple[SweepArgs, Path]:
     (out / "grids" / "a.png").write_bytes(b"png")
     write_row(out, var_row("a", fid=2.0, gflops_per_image=1.0, cfg=0.5, extractor="classifier-1"))
     args = SweepArgs(out=out, trials=1)
-    note_finished(SWEEP, args, [weights])
+    note_finished(Request(SWEEP, args), [weights])
     return args, weights
 
 
 def test_the_same_command_reads_what_the_sweep_came_to(made: tuple[SweepArgs, Path]) -> None:
     args, _ = made
-    outcome = read_finished(SWEEP, args)
+    outcome = read_finished(Request(SWEEP, args))
     assert outcome is not None
     assert [row["key"] for row in outcome.rows] == ["a"]
     assert outcome.report == outcome.directory / "report" / "index.html"
@@ -71,18 +71,18 @@ def test_where_a_file_has_changed_it_may_not_be_finished(
 ) -> None:
     args, weights = made
     change(weights.parent / "out")
-    assert read_finished(SWEEP, args) is None
+    assert read_finished(Request(SWEEP, args)) is None
 
 
 def test_where_something_else_is_asked_for_it_may_not_be_finished(
     made: tuple[SweepArgs, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     args, _ = made
-    assert read_finished(SWEEP, replace(args, trials=2)) is None
-    assert read_finished(replace(SWEEP, space={"cfg": Float(0, 2)}), args) is None
-    assert read_finished(replace(SWEEP, figures=[]), args) is None
+    assert read_finished(Request(SWEEP, replace(args, trials=2))) is None
+    assert read_finished(Request(replace(SWEEP, space={"cfg": Float(0, 2)}), args)) is None
+    assert read_finished(Request(replace(SWEEP, figures=[]), args)) is None
     monkeypatch.chdir(tmp_path)  # the page shows a command from where it was built
-    assert read_finished(SWEEP, args) is None
+    assert read_finished(Request(SWEEP, args)) is None
 
 
 def test_the_command_line_prints_a_finished_sweep_and_runs_nothing(

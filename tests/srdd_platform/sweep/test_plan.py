@@ -25,7 +25,7 @@ from srdd_platform.sweep.definition import (
     product,
 )
 from srdd_platform.sweep.models import Inputs
-from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.options import Request, SweepArgs
 from srdd_platform.sweep.plan import Plan, make_plan
 
 SWEEP = Sweep(
@@ -55,7 +55,7 @@ def both(inputs: Inputs, tiny_pipelines: dict[str, Path]) -> Inputs:
 
 
 def plan_of(sweep: Sweep, inputs: Inputs, out: Path, **args: Any) -> Plan:
-    return make_plan(sweep, SweepArgs(out=out, **args), inputs, load_pipeline)
+    return make_plan(Request(sweep, SweepArgs(out=out, **args)), inputs, load_pipeline)
 
 
 def test_a_plan_says_what_decides_its_rows(
@@ -79,8 +79,8 @@ def test_a_plan_says_what_decides_its_rows(
     assert plan.runtime["figures"][1] == {
         "kind": "lines", "x": "cfg", "series": "mask", "fixed": {"refine_steps": 1},
     }  # fmt: skip
-    assert plan.trials == plan.runtime["trials"] == 24
-    assert plan_of(SWEEP, inputs, tmp_path, trials=7).trials == 7
+    assert plan.request.trials == plan.runtime["trials"] == 24
+    assert plan_of(SWEEP, inputs, tmp_path, trials=7).request.trials == 7
     assert plan.bound == "plain SDD (markov), cfg 0.5"
 
 
@@ -173,7 +173,7 @@ def test_another_family_is_searched_by_its_own_settings(tmp_path: Path, inputs: 
         references=[Reference(name="{model}, still", settings={"noise": 0.1})],
     )  # fmt: skip
     alone = replace(inputs, models={(): directory}, others=())
-    plan = make_plan(sweep, SweepArgs(out=tmp_path / "out"), alone, load_colours)
+    plan = make_plan(Request(sweep, SweepArgs(out=tmp_path / "out")), alone, load_colours)
     assert plan.space.base == ColourSettings()
     assert plan.settings["base"] == {"noise": 0.25, "steps": 3}
     assert [spec.what for spec in plan.references] == ["held-out", "sampler"]
