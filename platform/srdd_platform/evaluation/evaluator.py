@@ -70,7 +70,7 @@ class Evaluator:
             The columns of a row that hold quality, and its protocol.
 
         Raises:
-            UserError: the images are too few, of another size, or not uint8.
+            UserError: the images are too few, of another size, or not uint8, or lack classes.
             FloatingPointError: a feature is not finite.
         """
         known = self._classifier_classes == self.num_classes
@@ -118,7 +118,7 @@ class Evaluator:
 
         def images() -> Iterator[Tensor]:
             for images_B, labels_B in with_grid(batches, grid):
-                self._check_size(images_B)
+                self._check_batch(images_B, labels_B)
                 labels.append(labels_B)
                 yield images_B
 
@@ -130,8 +130,10 @@ class Evaluator:
         found = measure(features, self.reference, labels_n, accuracy=accuracy)
         return under(self.evaluation.protocol, found)
 
-    def _check_size(self, images: Tensor) -> None:
-        """Refuse images of another size than the real ones."""
+    def _check_batch(self, images: Tensor, labels: Tensor | None) -> None:
+        """Refuse images of another size than the real ones, and classes of other images."""
+        if labels is not None and len(labels) != len(images):
+            raise UserError(f"a batch has {len(images)} images and {len(labels)} classes")
         side = self.resolution
         if images.shape[-2:] != (side, side):
             size = "x".join(map(str, images.shape[-2:]))

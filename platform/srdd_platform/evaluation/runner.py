@@ -40,7 +40,7 @@ def run_missing(
     threads: int,
     slots: int = 1,
 ) -> None:
-    """Make the rows that are not on disk in Ray tasks. Ray must be connected.
+    """Make the rows that are not on disk in Ray tasks. Ray must be connected, if any is missing.
 
     Args:
         directory: where ``rows/`` is.
@@ -55,9 +55,11 @@ def run_missing(
     Raises:
         UserError: what ``load`` or a row raised.
     """
+    wanted = missing(directory, items)
+    if not wanted:
+        return
     import ray
 
-    wanted = missing(directory, items)
     gpus = 1 if device.startswith("cuda") else 0
     task = ray.remote(_task).options(num_cpus=threads, num_gpus=gpus, name=name, max_retries=1)
     shares = [wanted[i::slots] for i in range(slots) if wanted[i::slots]]

@@ -342,6 +342,10 @@ def test_images_are_judged_without_being_kept(evaluator: Evaluator, tmp_path: Pa
         ),
         ([(torch.zeros(60, 3, 16, 16), None)], "uint8"),
         (
+            [(torch.zeros(60, 3, 16, 16).byte(), torch.arange(59))],
+            "a batch has 60 images and 59 classes",
+        ),
+        (
             [(torch.zeros(60, 3, 16, 16).byte(), labels) for labels in (None, torch.arange(60))],
             "some batches of images have classes, and some have none",
         ),

@@ -74,6 +74,16 @@ def test_only_missing_rows_are_made_and_none_is_written_again(tmp_path: Path) ->
     assert log.read_text().split().count("load") == 2
 
 
+def test_no_ray_is_needed_where_nothing_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = recorder(tmp_path / "log")
+    make_rows(tmp_path, ITEMS, load)
+    monkeypatch.setattr("ray.remote", None)
+    run_missing(tmp_path, ITEMS, load, name="squares", device="cpu", threads=1)
+    assert (tmp_path / "log").read_text().split().count("load") == 1
+
+
 def test_a_row_that_another_wrote_meanwhile_stays(tmp_path: Path) -> None:
     def load() -> Make[int]:
         def make(number: int, key: str) -> dict[str, Any]:
