@@ -151,10 +151,10 @@ def follow(jobs: Sequence[Job], display: Display) -> Iterator[Callable[[], None]
             view.update(now)
         show()
 
-    with display(views) as show:
-        try:
+    try:
+        with display(views) as show:
             yield lambda: guarded(update)
             guarded(update)
-        finally:
-            for view in views:
-                view.close()
+    finally:
+        for view in views:
+            view.close()
