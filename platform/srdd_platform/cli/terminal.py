@@ -15,7 +15,7 @@ class Terminal(Console):
     """A console that falls silent where nobody can read it."""
 
     def __init__(self) -> None:
-        super().__init__(markup=False, highlight=False)
+        super().__init__(markup=False, highlight=False, emoji=False)  # paths stay as they are
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print, if that is possible."""

@@ -5,10 +5,12 @@ import logging
 import threading
 
 import pytest
+import ray
 from rich.console import Console
 
 from srdd_platform.cli.log_output import log_to
 from srdd_platform.cli.terminal import Terminal
+from srdd_platform.core.ray_session import Session
 
 
 def terminal(*, colours: bool = False) -> tuple[Console, io.StringIO]:
@@ -38,7 +40,7 @@ def test_a_record_is_printed_once_in_the_colour_of_its_level(level: int, line: s
 
 
 def test_a_path_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    path = "/runs/[bold]x/" + "wide " * 40 + "100"
+    path = "/runs/[bold]x/:cat:/" + "wide " * 40 + "100"
     with log_to(Terminal()):
         logging.getLogger("srdd").info("%s is finished", path)
     assert capsys.readouterr().out == f"{path} is finished\n"
@@ -85,3 +87,16 @@ def test_a_message_that_cannot_be_formatted_ends_nothing(
         logging.getLogger("srdd").info("on")
     assert file.getvalue() == "on\n"
     assert "many" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_workers_of_ray_keep_their_own_log(ray_session: Session) -> None:
+    @ray.remote(num_cpus=0)
+    def log() -> list[logging.Handler]:
+        logging.getLogger("srdd_platform.data").warning("in a worker")
+        return logging.getLogger("srdd_platform").handlers
+
+    console, file = terminal()
+    with log_to(console):
+        assert ray.get(log.remote()) == []
+    assert file.getvalue() == ""
