@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from srdd.errors import UserError
 from srdd.train.config import OptimConfig, TransformerLossConfig
 from srdd.train.ema import Ema, finished_weights
-from srdd.train.loop import Log, checkpoint_hook, fit, split_batch
+from srdd.train.loop import Hook, Log, checkpoint_hook, fit, split_batch
 from srdd.train.optim import build_optimizer, lr_at, set_rates, weight_decay_at
 from srdd.train.task import Batch, Trainable
 from srdd.train.var.transformer import arrange, scale_masses
@@ -419,6 +419,34 @@ def test_steps_that_are_not_finite_are_left_out_up_to_a_limit() -> None:
     assert sorted(states) == [1, 2]
     with pytest.raises(FloatingPointError, match="step 3; worst at scale 4x4"):
         fit(_FaultyTask(2), replace(OPTIM, nonfinite_steps=1), _batches())
+
+
+def test_a_hook_runs_at_its_steps_with_the_weights_it_asks_for() -> None:
+    """The second update is left out; the last one is the eighth."""
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {"every": 2}, "faults": {"every": 2, "after_faults": True},
+        "end": {"every": 3, "at_end": True}, "never": {"every": 0},
+        "average": {"every": 4, "with_average": True},
+    }  # fmt: skip
+    task = _FaultyTask(1)
+    steps: dict[str, list[int]] = {name: [] for name in kinds}
+    weights: dict[str, Tensor] = {}
+
+    def run(name: str, step: int) -> None:
+        steps[name].append(step)
+        weights[f"{name} {step}"] = task.module.get_parameter("w").detach().clone()
+
+    hooks = [
+        Hook(run=lambda step, _, name=name: run(name, step), **given)  # type: ignore[misc]
+        for name, given in kinds.items()
+    ]
+    optim = replace(OPTIM, nonfinite_steps=2, ema=0.5)
+    fit(task, optim, _batches(), hooks=hooks)
+    assert steps == {
+        "plain": [4, 6], "faults": [2, 4, 6], "end": [3, 6, 8], "never": [], "average": [4],
+    }  # fmt: skip
+    assert torch.equal(weights["plain 4"], weights["faults 4"])
+    assert not torch.equal(weights["plain 4"], weights["average 4"])
 
 
 def test_validation_at_intervals_sees_the_averages(assert_same: Same) -> None:
