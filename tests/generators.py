@@ -57,6 +57,8 @@ class ColourState:
 
     @classmethod
     def join(cls, states: Sequence[Self]) -> Self:
+        if len({(state.step, state.settings) for state in states}) > 1:
+            raise UserError("states at one step and of the same settings are needed")
         pixels = torch.cat([state.pixels for state in states])
         return replace(states[0], pixels=pixels, seeds_B=torch.cat([s.seeds_B for s in states]))
 

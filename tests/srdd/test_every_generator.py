@@ -1,6 +1,6 @@
 """What holds for every family of generators. A new family adds a case to ``CASES``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from srdd import Pipeline, SamplerConfig, sample, sample_stream
 from srdd.errors import UserError
-from srdd.generator import Generator, State
+from srdd.generator import Generator, Given, State
 
 LABELS = [0, 3, 1, 3, 2]
 SEEDS = [7, 7, 8, 9, 2**53 - 1]
@@ -24,8 +24,8 @@ class Case:
 
     make: Callable[[Callable[..., Pipeline]], Generator[Any]]
     settings: Any  # not the default ones, and make images that depend on the seed
-    inactive: tuple[Any, Any]  # two that differ in a setting that does not bear on the result
-    unfit: tuple[Any, str]  # settings that a model refuses, and the name of the wrong one
+    inactive: Sequence[Any] = ()  # settings that differ in what does not bear on the result
+    unfit: tuple[Any, str] | None = None  # settings that the model refuses; the name of the wrong
 
 
 VAR = Case(
@@ -162,6 +162,34 @@ def test_states_can_be_taken_apart_and_joined_between_steps(
     assert_rows(done, generator.decode(done), [1, 4, 3], whole, images)
 
 
+def test_states_that_differ_in_step_or_settings_are_not_joined(
+    case: Case, generator: Generator[Any]
+) -> None:
+    state = generator.begin([0], case.settings, [1])
+    others = [run(generator, state, 1), generator.begin([0], generator.sampler, [1])]
+    state = generator.begin([0], case.settings, [1])
+    for other in others:
+        with pytest.raises(UserError):
+            type(state).join([state, other])
+
+
+def test_codes_that_are_given_are_kept(case: Case, generator: Generator[Any]) -> None:
+    codes_BL = sample(generator, LABELS, case.settings, SEEDS).codes_BL
+    if not codes_BL.numel():
+        with pytest.raises(UserError, match="no codes"):
+            generator.begin(LABELS, case.settings, SEEDS, Given.prefix(codes_BL))
+        return
+    keep_BL = torch.rand(codes_BL.shape) < 0.5
+    other_seeds = [seed + 1 for seed in SEEDS]
+    given = Given(codes_BL, keep_BL)
+    found = sample(generator, LABELS, case.settings, other_seeds, given).codes_BL
+    assert torch.equal(found[keep_BL], codes_BL[keep_BL])
+    assert not torch.equal(found, codes_BL)
+    whole = sample(generator, LABELS, case.settings, other_seeds, Given.prefix(codes_BL))
+    again = sample(generator, LABELS, case.settings, SEEDS)
+    torch.testing.assert_close(whole.images, again.images, atol=1e-5, rtol=0)
+
+
 def test_settings_are_fields_of_which_some_are_active(
     case: Case, generator: Generator[Any]
 ) -> None:
@@ -170,12 +198,12 @@ def test_settings_are_fields_of_which_some_are_active(
     for settings in (generator.sampler, case.settings, *case.inactive):
         generator.check_settings(settings)
         assert settings.active().keys() <= names
-    one, other = case.inactive
-    assert one != other
-    assert one.active() == other.active()
-    results = [sample(generator, LABELS, settings, SEEDS) for settings in case.inactive]
-    assert torch.equal(results[0].images, results[1].images)
-    assert torch.equal(results[0].gflops, results[1].gflops)
+    for one, other in pairwise(case.inactive):
+        assert one != other
+        assert one.active() == other.active()
+        results = [sample(generator, LABELS, settings, SEEDS) for settings in (one, other)]
+        assert torch.equal(results[0].images, results[1].images)
+        assert torch.equal(results[0].gflops, results[1].gflops)
 
 
 def test_a_class_that_is_not_there_is_refused(case: Case, generator: Generator[Any]) -> None:
@@ -194,6 +222,8 @@ def test_seeds_that_do_not_match_the_images_are_refused(
 def test_settings_that_do_not_fit_are_refused_by_name(
     case: Case, generator: Generator[Any]
 ) -> None:
+    if case.unfit is None:
+        pytest.skip("a model of this family takes any settings")
     settings, name = case.unfit
     with pytest.raises(UserError, match=name) as refused:
         generator.check_settings(settings)

@@ -16,11 +16,17 @@ from srdd.errors import UserError
 from srdd.load import FAMILIES, load_var
 from srdd_platform.core.images import to_png, to_uint8
 from srdd_platform.core.ray_session import Session
+from srdd_platform.evaluation.evaluator import load_evaluator
+from srdd_platform.evaluation.protocol import EvaluationConfig
 from srdd_platform.evaluation.sample_files import write_samples
+from srdd_platform.report.specs import Frontier, Lines, Parallel
 from srdd_platform.serving.api import Service, create_app
 from srdd_platform.serving.app import free_port
 from srdd_platform.serving.deployment import ReplicaOptions, deploy, start
 from srdd_platform.serving.engine import Engine, Generated
+from srdd_platform.sweep.definition import MODEL, Float, Int, Reference, Sweep
+from srdd_platform.sweep.options import SweepArgs
+from srdd_platform.sweep.run import run_sweep
 
 PATH = "/v1/images/generations"
 
@@ -130,3 +136,53 @@ def test_a_replica_loads_it_and_answers_over_http(
     assert decoded(answer) == files(colours, 4, 3, 11)
     assert refused.status_code == 422
     assert 'give an index below 10 or one of "zero"' in refused.json()["error"]["message"]
+
+
+SWEEP = Sweep(
+    name="noise",
+    space={"noise": Float(0.05, 0.6), "steps": Int(1, 6)},
+    first=[{"noise": 0.25, "steps": 2}],
+    references=[
+        Reference(name=f"{MODEL} without noise", settings={"noise": 0.0}),
+        Reference(name=f"{MODEL}, 9 steps", settings={"steps": 9}),  # more than it knows
+    ],
+    figures=(Frontier(), Lines(x="noise", series="steps"), Parallel()),
+)
+
+
+@pytest.mark.ray
+def test_it_is_swept_and_reported(
+    ray_session: Session,
+    by_value: None,
+    colours: Colours,
+    directory: Path,
+    digits_shards: Path,
+    classifier_dir: Path,
+    tmp_path: Path,
+) -> None:
+    args = SweepArgs(
+        model=directory, data=digits_shards, weights=classifier_dir, out=tmp_path / "sweep",
+        trials=2, num=50,
+    )  # fmt: skip
+    outcome = run_sweep(SWEEP, args, load=load_colours)
+    trials = [row for row in outcome.rows if row["kind"] == "trial"]
+    assert [row["status"] for row in trials] == ["ok", "ok"]
+    assert [row["tint"] for row in trials] == ["blue", "blue"]
+    assert (trials[0]["noise"], trials[0]["steps"], trials[0]["nfe"]) == (0.25, 2, 2.0)
+    assert [row["nfe"] for row in trials] == [row["steps"] for row in trials]
+    still = [row for row in outcome.rows if row["name"] == "Colours (blue) without noise"]
+    assert [(row["noise"], row["steps"], row["nfe"]) for row in still] == [(0.0, None, 1.0)]
+    names = [row["name"] for row in outcome.rows if row["kind"] == "reference"]
+    assert not [name for name in names if "9 steps" in name or "reconstruction" in name]
+    evaluator = load_evaluator(
+        EvaluationConfig(
+            data=str(digits_shards), extractor="classifier", weights=str(classifier_dir), num=50
+        )
+    )
+    found = evaluator.evaluate(colours, ColourSettings(noise=0.25, steps=2))
+    assert trials[0]["fid"] == found["fid"]
+    page = outcome.report.read_text()
+    assert "Colours (blue) without noise" in page
+    best = load_colours(tmp_path / "sweep" / "best")
+    lowest = min(trials, key=lambda row: row["fid"])
+    assert best.sampler == ColourSettings(noise=lowest["noise"], steps=lowest["steps"])
