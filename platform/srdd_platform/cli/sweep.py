@@ -34,13 +34,13 @@ def _run(request: Request) -> None:
     from srdd_platform.cli.terminal import Terminal
     from srdd_platform.sweep.finished import read_finished
 
-    terminal = Terminal()
+    terminal, axes = Terminal(), sweep_tables.axes_of(request.sweep)
     with log_to(terminal):
         outcome = read_finished(request)
         if outcome is None:
             from srdd_platform.cli.progress import bars
             from srdd_platform.sweep.run import run_sweep
 
-            show = partial(sweep_tables.live, console=terminal)
+            show = partial(sweep_tables.live, axes=axes, console=terminal)
             outcome = run_sweep(request.sweep, request.args, show=show, display=bars(terminal))
-    sweep_tables.print_outcome(outcome, terminal)
+    sweep_tables.print_outcome(outcome, axes=axes, console=terminal)

@@ -11,14 +11,11 @@ from rich.live import Live
 from rich.table import Table
 
 from srdd_platform.evaluation.rows import frontier
+from srdd_platform.sweep.definition import Sweep
 from srdd_platform.sweep.finished import Outcome
 
 SHOWN = 12  # rows of the live table
-_COLUMNS = (
-    ("cfg", "cfg", "{:.3g}"),
-    ("T", "refine_steps", "{:.0f}"),
-    ("thresh", "resample_threshold", "{:.2g}"),
-    ("feedback", "feedback", "{}"),
+_MEASURED = (
     ("FID", "fid", "{:.4g}"),
     ("±", "fid_se", "{:.2g}"),
     ("acc", "accuracy", "{:.3f}"),
@@ -28,28 +25,36 @@ _COLUMNS = (
 )
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    cells = []
-    for _, name, form in _COLUMNS:
-        value = row.get(name)
-        absent = value is None or (isinstance(value, float) and math.isnan(value))
-        cells.append("-" if absent else form.format(value))
-    return cells
+def axes_of(sweep: Sweep) -> list[str]:
+    """The columns of a row that a sweep varies: axes of models, then settings."""
+    return [*sweep.models, *sweep.space]
 
 
-def rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of rows, a line each."""
+def _cells(row: Mapping[str, Any], axes: Sequence[str]) -> dict[str, str]:
+    """What a row shows, by heading; "-" where it has no value, or one that is not a number."""
+    shown = {name: _cell(row.get(name), "{:.3g}") for name in axes}
+    return shown | {heading: _cell(row.get(name), form) for heading, name, form in _MEASURED}
+
+
+def _cell(value: Any, form: str) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return form.format(value) if isinstance(value, float) else str(value)
+
+
+def rows_table(title: str, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Table:
+    """A table of rows, a line each: what the sweep varies, then what was measured."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    for heading, name, _ in _COLUMNS:
-        table.add_column(heading, justify="left" if name == "feedback" else "right")
+    for heading in _cells({}, axes):
+        table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, axes).values())
     return table
 
 
 @contextmanager
 def live(
-    total: int, done: Sequence[Mapping[str, Any]], console: Console
+    total: int, done: Sequence[Mapping[str, Any]], *, axes: Sequence[str], console: Console
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A table of the last trials that grows as they finish; lines where there is no terminal."""
     rows = list(done)
@@ -63,33 +68,34 @@ def live(
 
         def on_line(row: Mapping[str, Any]) -> None:
             rows.append(row)
-            pairs = zip(_COLUMNS, _cells(row), strict=True)
-            text = "  ".join(f"{heading} {cell}" for (heading, _, _), cell in pairs)
+            text = "  ".join(f"{heading} {cell}" for heading, cell in _cells(row, axes).items())
             console.print(f"  [{len(rows)}/{total}]  {text}", markup=False, soft_wrap=True)
 
         yield on_line
         return
-    with Live(rows_table(title(), rows[-SHOWN:]), console=console) as view:
+    with Live(rows_table(title(), rows[-SHOWN:], axes), console=console) as view:
 
         def on_row(row: Mapping[str, Any]) -> None:
             rows.append(row)
-            view.update(rows_table(title(), rows[-SHOWN:]))
+            view.update(rows_table(title(), rows[-SHOWN:], axes))
 
         yield on_row
 
 
-def print_frontier(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+def print_frontier(
+    rows: Sequence[Mapping[str, Any]], *, axes: Sequence[str], console: Console
+) -> None:
     """The trials among a sweep's rows that no other beats in both FID and cost."""
     best = frontier(rows)
     extractors = ", ".join(sorted({row["extractor"] for row in best}))
     trials = sum(row["kind"] == "trial" for row in rows)
     title = f"Frontier of {trials} trials (FID on features of {extractors})"
-    console.print(rows_table(title, best))
+    console.print(rows_table(title, best, axes))
 
 
-def print_outcome(outcome: Outcome, console: Console) -> None:
+def print_outcome(outcome: Outcome, *, axes: Sequence[str], console: Console) -> None:
     """The frontier, what failed, where the report is, and the command that serves the best."""
-    print_frontier(outcome.rows, console)
+    print_frontier(outcome.rows, axes=axes, console=console)
     for row in outcome.rows:
         if row["status"] == "failed":
             console.print(f"failed: {row['key']}: {row['error']}", style="red")

@@ -7,8 +7,11 @@ from typing import Any
 from rich.console import Console
 from var_rows import var_row
 
-from srdd_platform.cli.sweep_tables import SHOWN, live, print_frontier, rows_table
+from srdd_platform.cli.sweep_tables import SHOWN, axes_of, live, print_frontier, rows_table
 from srdd_platform.evaluation.rows import to_json
+from srdd_platform.sweep.definition import Float, Int, Sweep
+
+AXES = ("cfg", "refine_steps", "resample_threshold", "feedback")
 
 
 def row(order: int, **values: Any) -> dict[str, Any]:
@@ -22,19 +25,30 @@ def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
 
 def test_what_is_inactive_is_a_dash() -> None:
     plain = row(0, cfg=0.5, refine_steps=0, fid=1.23456, nfe=4.0)
-    cells = [list(column.cells) for column in rows_table("t", [plain]).columns]
-    headings = [str(column.header) for column in rows_table("t", [plain]).columns]
+    cells = [list(column.cells) for column in rows_table("t", [plain], AXES).columns]
+    headings = [str(column.header) for column in rows_table("t", [plain], AXES).columns]
     shown = {heading: cell[0] for heading, cell in zip(headings, cells, strict=True)}
     assert shown["cfg"] == "0.5"
-    assert shown["T"] == "0"
-    assert shown["thresh"] == shown["feedback"] == shown["acc"] == "-"
+    assert shown["refine_steps"] == "0"
+    assert shown["resample_threshold"] == shown["feedback"] == shown["acc"] == "-"
     assert shown["FID"] == "1.235"
     assert shown["NFE"] == "4.0"
 
 
+def test_the_columns_are_what_the_sweep_varies() -> None:
+    sweep = Sweep(
+        name="s", space={"noise": Float(0, 1), "steps": Int(1, 4)}, models={"mask": ["markov"]}
+    )
+    found = {"mask": "markov", "noise": 0.12345, "steps": 3, "fid": 2.0}
+    columns = rows_table("t", [found], axes_of(sweep)).columns
+    cells = {str(column.header): next(iter(column.cells)) for column in columns}
+    assert list(cells)[:4] == ["mask", "noise", "steps", "FID"]
+    assert [cells[name] for name in list(cells)[:4]] == ["markov", "0.123", "3", "2"]
+
+
 def test_without_a_terminal_each_row_is_a_line() -> None:
     out, file = console(terminal=False)
-    with live(5, [row(0, fid=3.0)], out) as on_row:
+    with live(5, [row(0, fid=3.0)], axes=AXES, console=out) as on_row:
         on_row(row(1, fid=2.0, feedback="[kept]"))
         on_row({**row(2), "fid": math.nan})
     lines = file.getvalue().splitlines()
@@ -46,7 +60,7 @@ def test_without_a_terminal_each_row_is_a_line() -> None:
 
 def test_on_a_terminal_the_table_grows() -> None:
     out, file = console(terminal=True)
-    with live(40, [row(0, fid=3.0)], out) as on_row:
+    with live(40, [row(0, fid=3.0)], axes=AXES, console=out) as on_row:
         for i in range(1, SHOWN + 5):
             on_row(row(i, fid=3.0 - i / 100, cfg=float(i)))
     text = file.getvalue()
@@ -55,7 +69,7 @@ def test_on_a_terminal_the_table_grows() -> None:
 
 def test_the_title_survives_a_failed_trial() -> None:
     out, file = console(terminal=True)
-    with live(3, [], out) as on_row:
+    with live(3, [], axes=AXES, console=out) as on_row:
         on_row({**row(0), "fid": math.nan})  # as Tune reports it
         on_row(row(1, fid=5.0))
         on_row(row(2, fid=4.0))
@@ -69,7 +83,7 @@ def test_the_frontier_names_the_extractor() -> None:
         {**row(2, fid=9.0), "kind": "reference"},
     ]
     out, file = console(terminal=False)
-    print_frontier(rows, out)
+    print_frontier(rows, axes=AXES, console=out)
     text = file.getvalue()
     assert "Frontier of 2 trials (FID on features of classifier-12345678)" in text
     assert "0.25" in text
