@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.tables import table
+from srdd.images import to_uint8
 from srdd.load import load_var
 from srdd.var.config import SamplerConfig
-from srdd_platform.core.images import to_uint8
 from srdd_platform.data.dataset import load_arrays
 from srdd_platform.evaluation.extractors import Extractor, Features, load_extractor
 from srdd_platform.evaluation.generate import sample_batches

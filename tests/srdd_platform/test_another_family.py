@@ -13,8 +13,9 @@ from ray import cloudpickle, serve
 
 from srdd import image_seed, load_pipeline, sample
 from srdd.errors import UserError
+from srdd.images import to_uint8
 from srdd.load import FAMILIES, load_var
-from srdd_platform.core.images import to_png, to_uint8
+from srdd_platform.core.images import to_png
 from srdd_platform.core.ray_session import Session
 from srdd_platform.evaluation.evaluator import load_evaluator
 from srdd_platform.evaluation.protocol import EvaluationConfig

@@ -6,10 +6,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from srdd.images import grid, to_uint8
+from srdd.images import grid
 from srdd_platform.core.files import write_bytes
-
-__all__ = ["grid", "grid_png", "to_png", "to_uint8"]
 
 
 def to_png(image: Tensor) -> bytes:

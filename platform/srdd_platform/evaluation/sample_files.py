@@ -15,12 +15,12 @@ from srdd.class_names import find_all
 from srdd.devices import find_device, find_dtype
 from srdd.errors import UserError
 from srdd.generator import Card, Generator, SampleResult, sample
-from srdd.images import grid
+from srdd.images import grid, to_uint8
 from srdd.load import load_pipeline, load_var
 from srdd.rng import image_seeds
 from srdd.var.accelerate import check_accelerators, make_sampler
 from srdd_platform.core.files import atomic_path, write_bytes
-from srdd_platform.core.images import to_png, to_uint8
+from srdd_platform.core.images import to_png
 
 _SAMPLE = re.compile(r"\d{6,}\.png")
 _IMAGES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from srdd.errors import UserError
 from srdd.generator import Generator, sample
+from srdd.images import to_uint8
 from srdd.rng import image_seeds
-from srdd_platform.core.images import to_uint8
 from srdd_platform.serving.errors import (
     QueueFullError,
     SamplingError,

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from srdd import Pipeline, SamplerConfig, image_seed, load_pipeline, sample
+from srdd.images import grid, to_uint8
 from srdd.var.accelerate import compile_blocks, int8_linears
 from srdd.var.pipeline import save_pipeline
 from srdd_platform.cli import main as cli
-from srdd_platform.core.images import grid, to_png, to_uint8
+from srdd_platform.core.images import to_png
 
 REFINING = "--cfg 1.5 --refine-steps 2 --resample-threshold 0.1 --feedback kept".split()
 REFINED = SamplerConfig(cfg=1.5, refine_steps=2, resample_threshold=0.1, feedback="kept")

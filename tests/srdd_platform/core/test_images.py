@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srdd.images import GUTTER, GUTTER_GREY, grid, png_bytes
-from srdd_platform.core.images import grid_png, to_png, to_uint8
+from srdd.images import GUTTER, GUTTER_GREY, grid, png_bytes, to_uint8
+from srdd_platform.core.images import grid_png, to_png
 
 
 def pixel(value: float) -> int:

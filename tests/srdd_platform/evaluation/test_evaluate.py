@@ -26,10 +26,11 @@ from torch import Tensor
 from srdd import Pipeline, SamplerConfig, image_seed, load_pipeline, sample
 from srdd.checkpoint import save_model
 from srdd.errors import UserError
+from srdd.images import grid, to_uint8
 from srdd.load import load_var
 from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.var.pipeline import save_pipeline
-from srdd_platform.core.images import grid, to_png, to_uint8
+from srdd_platform.core.images import to_png
 from srdd_platform.core.runs import model_dir
 from srdd_platform.data.dataset import load_arrays
 from srdd_platform.data.shards import prepare

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from srdd import Pipeline, SamplerConfig, image_seed, load_pipeline, sample
-from srdd_platform.core.images import to_png, to_uint8
+from srdd.images import to_uint8
+from srdd_platform.core.images import to_png
 from srdd_platform.serving.api import SEEDS, Service, create_app
 from srdd_platform.serving.engine import Engine
 from srdd_platform.serving.errors import QueueFullError

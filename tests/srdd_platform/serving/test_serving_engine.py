@@ -12,9 +12,10 @@ import torch
 
 from srdd import Pipeline, SamplerConfig, image_seed, load_pipeline, sample
 from srdd.errors import UserError
+from srdd.images import to_uint8
 from srdd.var.masks import Mask
 from srdd.var.state import SampleState
-from srdd_platform.core.images import to_png, to_uint8
+from srdd_platform.core.images import to_png
 from srdd_platform.serving.engine import Engine, Generated, Load
 from srdd_platform.serving.errors import (
     MAX_RETRY_S,

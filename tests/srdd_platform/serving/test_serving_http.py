@@ -18,8 +18,9 @@ from ray import serve
 
 from srdd import SamplerConfig, image_seed, load_pipeline, sample
 from srdd.errors import UserError
+from srdd.images import to_uint8
 from srdd.var.pipeline import save_pipeline
-from srdd_platform.core.images import to_png, to_uint8
+from srdd_platform.core.images import to_png
 from srdd_platform.core.ray_session import Session
 from srdd_platform.serving.app import free_port, run
 from srdd_platform.serving.deployment import ReplicaOptions, deploy, start

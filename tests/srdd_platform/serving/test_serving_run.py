@@ -15,8 +15,9 @@ import torch
 
 from srdd import image_seed, load_pipeline, sample
 from srdd.errors import UserError
+from srdd.images import to_uint8
 from srdd.var.pipeline import save_pipeline
-from srdd_platform.core.images import to_png, to_uint8
+from srdd_platform.core.images import to_png
 from srdd_platform.core.ray_session import Session
 from srdd_platform.serving.app import requests_in_progress, run, until_signal
 from srdd_platform.serving.options import ServeOptions

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from srdd.generator import sample
+from srdd.images import grid, to_uint8
 from srdd.load import load_pipeline
 from srdd.metrics.classifier import ClassifierConfig
 from srdd.presets import digits
@@ -21,7 +22,7 @@ from srdd.train.task import Batch, Task
 from srdd.train.var.tokenizer_task import TokenizerTask
 from srdd.train.var.transformer_task import TransformerTask
 from srdd.var.pipeline import load_tokenizer
-from srdd_platform.core.images import grid, to_png, to_uint8
+from srdd_platform.core.images import to_png
 from srdd_platform.data.dataset import ShardDataset, load_arrays
 from srdd_platform.train.data import ImageData
 from srdd_platform.train.previews import draw, grid_path, grid_steps
