@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srdd.images import to_float
-from srdd.metrics.quality import psnr, ssim, to_8bit
+from srdd.images import to_float, to_uint8
+from srdd.metrics.quality import psnr, ssim
 from srdd.rng import uniform
 from srdd.train.config import OptimConfig, RestartVote, TokenizerLossConfig
 from srdd.train.loop import fit
@@ -99,7 +99,7 @@ def judge(arm: str, tokenizer: Tokenizer, images: Tensor, seconds: float) -> Row
     codes, quality = [], []
     for part in images.split(128):
         codes.append(tokenizer.encode(to_float(part)))
-        seen = to_8bit(tokenizer.decode(codes[-1]))
+        seen = to_uint8(tokenizer.decode(codes[-1]).add(1).mul(0.5))
         quality.append(torch.stack((psnr(part, seen), ssim(part, seen))))
     db, similarity = torch.cat(quality, dim=1).mean(1).tolist()
     codes_nL, usage, perplexity = torch.cat(codes), {}, {}

@@ -40,11 +40,10 @@ from benchmarks import command
 from benchmarks.stages import Arrays, Stage, batches, load_arrays, write_json
 from srdd.errors import UserError
 from srdd.generator import sample
-from srdd.images import grid, png_bytes, to_float
+from srdd.images import grid, png_bytes, to_float, to_uint8
 from srdd.load import load_var
 from srdd.metrics.classifier import Classifier, ClassifierConfig
 from srdd.metrics.frechet import Gaussian
-from srdd.metrics.quality import to_8bit
 from srdd.presets import PRESETS, Preset, get_preset, var_size
 from srdd.rng import image_seeds
 from srdd.train.classifier import ClassifierTask
@@ -268,7 +267,7 @@ def draw(pipeline: Pipeline, num: int, seed: int) -> Tensor:
     seeds_n = image_seeds(seed, 0, num)
     parts = zip(labels_n.split(DRAWN), seeds_n.split(DRAWN), strict=True)
     images = [sample(pipeline, labels, None, seeds).images for labels, seeds in parts]
-    return torch.cat([to_8bit(x * 2 - 1).cpu() for x in images])
+    return torch.cat([to_uint8(x).cpu() for x in images])
 
 
 def train(

@@ -10,11 +10,6 @@ _WINDOW, _SIGMA = 11, 1.5  # Wang et al. 2004
 _C1, _C2 = 0.01**2, 0.03**2
 
 
-def to_8bit(images: Tensor) -> Tensor:
-    """[B, 3, R, R] in [-1, 1] -> uint8, clamped and rounded half up."""
-    return (images.clamp(-1, 1) + 1).mul(127.5).add(0.5).floor().to(torch.uint8)
-
-
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB: uint8 [B, 3, R, R] twice -> [B].
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from srdd.images import to_float
-from srdd.metrics.quality import psnr, ssim, to_8bit
+from srdd.images import to_float, to_uint8
+from srdd.metrics.quality import psnr, ssim
 from srdd.train.var.codebook import codebook_usage
 from srdd.train.var.transformer import nll_per_scale
 from srdd.var.pipeline import Pipeline
@@ -25,7 +25,7 @@ def reconstruct(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
     codes, decoded = [], []
     for batch in images.split(BATCH):
         codes_BL = tokenizer.encode(to_float(batch.to(device)))
-        decoded.append(to_8bit(tokenizer.decode(codes_BL)).cpu())
+        decoded.append(to_uint8(tokenizer.decode(codes_BL).add(1).mul(0.5)).cpu())
         codes.append(codes_BL.cpu())
     return torch.cat(codes), torch.cat(decoded)
 

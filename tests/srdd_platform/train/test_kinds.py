@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from srdd.checkpoint import save_model
 from srdd.errors import UserError
-from srdd.images import to_float
-from srdd.metrics.quality import to_8bit
+from srdd.images import to_float, to_uint8
 from srdd.presets import digits
 from srdd.train.config import OptimConfig
 from srdd.train.loop import checkpoint_hook, fit
@@ -99,7 +98,9 @@ class LinearTask(Task):
 
     def preview(self, images: Callable[[int], Tensor]) -> Tensor:
         originals = images(COLUMNS)
-        return above_reconstructions(originals, to_8bit(self.module.reconstruct(originals)))
+        return above_reconstructions(
+            originals, to_uint8((self.module.reconstruct(originals) + 1) / 2)
+        )
 
     def export(self, directory: Path, class_names: Sequence[str]) -> None:
         save_model(directory, "linear", self.config, self.module.layers.state_dict())

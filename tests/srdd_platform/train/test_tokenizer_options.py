@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from srdd.errors import UserError
-from srdd.images import to_float
-from srdd.metrics.quality import ssim, to_8bit
+from srdd.images import to_float, to_uint8
+from srdd.metrics.quality import ssim
 from srdd.presets import Preset, digits
 from srdd.train.config import OptimConfig, TokenizerLossConfig
 from srdd.train.var.perceptual import Lpips
@@ -122,7 +122,7 @@ def test_held_out_ssim_and_rfid(digits_shards: Path, classifier_dir: Path) -> No
     found = validate(task, data(extractor=extractor))
     images, labels = load_arrays(digits_shards, "val")
     tokenizer = task.tokenizer.eval()
-    decoded = to_8bit(tokenizer.decode(tokenizer.encode(to_float(images))))
+    decoded = to_uint8((tokenizer.decode(tokenizer.encode(to_float(images))) + 1) / 2)
     assert found["ssim"] == pytest.approx(float(ssim(images, decoded).mean()), abs=1e-3)
     features = load_extractor("classifier", classifier_dir)
     expected = measure(features(decoded), Reference(features(images)), labels, accuracy=False)
