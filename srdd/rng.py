@@ -5,6 +5,8 @@ image depends neither on its batch nor on its neighbours, and trials that differ
 share their random numbers.
 """
 
+from enum import IntEnum, unique
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,27 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _SEED_BITS = 53  # exact in a float64, so a seed survives JSON and JavaScript
+
+
+@unique
+class Stream(IntEnum):
+    """What random numbers are for: a counter of their hash. Files that exist depend on the values.
+
+    A use without a stream of its own would share its numbers with another use.
+    """
+
+    CODES = 0x5A  # sampling: the codes of a scale
+    REFINED = 0x4EF1  # training: which images see codes of their own scale
+    REFINED_SHARE = 0x4EF2  # how many of them
+    REFINED_CODES = 0x4EF3  # which of them
+    SCALES = 0x5CA1E  # scales left out while a tokenizer quantises
+    CODEBOOK = 0x5EED  # the codebook's first codes
+    RESTART = 0xDEAD  # codes that take the place of unused ones
+    DISCRIMINATOR = 0xD15C  # its first weights
+    AUGMENTATION = 0xA06  # of what the discriminator sees
+    LABELS = 0x1ABE1  # labels left out for guidance
+    PATHS = 0xD309  # blocks left out
+    SHIFTS = 0x51F7  # of a classifier's images
 
 
 def _signed(value: int) -> int:

@@ -12,11 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from srdd.checkpoint import save_model
 from srdd.images import to_float
 from srdd.metrics.classifier import Classifier, ClassifierConfig
-from srdd.rng import hash_counters
+from srdd.rng import Stream, hash_counters
 from srdd.train.config import OptimConfig
 from srdd.train.task import Batch, HeldOut, Task, random_images
 
-_SHIFT = 0x51F7  # a stream of random numbers
 BATCH = 128  # images validated at once
 
 
@@ -34,7 +33,7 @@ class ClassifierLoss(nn.Module):
         side = images.shape[-1]
         reach = max(1, side // 16)
         axes_2 = torch.arange(2, device=batch.index_b.device)
-        bits = hash_counters(batch.index_b[:, None], axes_2, self.seed, step, _SHIFT)
+        bits = hash_counters(batch.index_b[:, None], axes_2, self.seed, step, Stream.SHIFTS)
         moves_B2 = (bits & 0xFFFF) % (2 * reach + 1)
         padded = F.pad(images, (reach,) * 4, mode="replicate")
         places_B2R = moves_B2[:, :, None] + torch.arange(side, device=images.device)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srdd.generator import Given
-from srdd.rng import uniform
+from srdd.rng import Stream, uniform
 from srdd.var import guidance
 from srdd.var.attention import KVCache
 from srdd.var.categorical import Categorical
@@ -24,7 +24,6 @@ from srdd.var.resample import RESAMPLE
 from srdd.var.state import SampleState
 from srdd.var.transformer import Conditioning, ScaleTransformer
 
-_DRAW = 0x5A  # the stream of uniforms that codes are drawn with
 _STEPS = 1 << 32  # more passes than any scale has: numbers the evaluations
 
 
@@ -201,7 +200,7 @@ def _first_uniforms(plan: Plan, seeds_B: Tensor) -> Tensor:
         length = scale.span.end - scale.span.begin
         places.append(torch.arange(length, device=device))
         parents.append(torch.full((length,), scale.parent, device=device))
-    return uniform(seeds_B[:, None], _DRAW, torch.cat(parents), 0, torch.cat(places))
+    return uniform(seeds_B[:, None], Stream.CODES, torch.cat(parents), 0, torch.cat(places))
 
 
 def _uniforms(state: SampleState, step: int) -> Tensor:
@@ -209,4 +208,4 @@ def _uniforms(state: SampleState, step: int) -> Tensor:
     if step == 0:
         return state.uniforms_BL[:, state.scale.span.begin : state.scale.span.end]
     places_l = torch.arange(state.scale.side**2, device=state.seeds_B.device)
-    return uniform(state.seeds_B[:, None], _DRAW, state.scale.parent, step, places_l)
+    return uniform(state.seeds_B[:, None], Stream.CODES, state.scale.parent, step, places_l)

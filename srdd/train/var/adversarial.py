@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srdd.errors import UserError
-from srdd.rng import uniform
+from srdd.rng import Stream, uniform
 from srdd.train.config import OptimConfig, TokenizerLossConfig
 from srdd.train.optim import lr_at
 from srdd.train.workers import Reduce
 
-_INIT, _AUGMENT = 0xD15C, 0xA06  # streams of random numbers
 _BETAS = (0.5, 0.9)  # VQGAN's and vaex's
 _LEAST, _MOST = 0.015, 1e4  # of the ratio of gradients (vaex's clamp, the upper one VQGAN's)
 _TRANSLATION, _CUTOUT = 0.125, 0.2  # shares of the side
@@ -81,7 +80,7 @@ def diff_augment(
     """
     batch, _, side, _ = images.shape
     which = torch.arange(10, device=index_b.device)
-    draws_B10 = uniform(index_b[:, None], which, seed, step, _AUGMENT)
+    draws_B10 = uniform(index_b[:, None], which, seed, step, Stream.AUGMENTATION)
     colour_B, move_B, cut_B = (draws_B10[:, :3] < probability).unbind(1)
     axis = torch.arange(side, device=images.device)
 
@@ -138,7 +137,7 @@ class Adversary:
         self.loss = loss
         self.optim = optim
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(optim.seed ^ _INIT)
+            torch.manual_seed(optim.seed ^ Stream.DISCRIMINATOR)
             self.discriminator = Discriminator(loss.gan_width, layers)
         self.discriminator.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(

@@ -4,13 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srdd.rng import uniform
+from srdd.rng import Stream, uniform
 from srdd.train.config import RestartVote
 from srdd.train.workers import Reduce
 from srdd.var.quantize import MultiScaleQuantizer, Quantized
 from srdd.var.scales import ScaleSchedule
 
-_DROP = 0x5CA1E  # a stream of random numbers
 DROPPED = 0.5  # of the scales before the last, in an image that loses some
 _MEMORY = 0.9  # of the running mean of assignments
 _WANTED_USE = 0.9  # share of the codes that every scale should use
@@ -64,7 +63,7 @@ def keep_scales(
     tokenizer meets the pruned schedules of its parent, and no scale can leave all to the others.
     """
     which_S = torch.arange(num_scales + 1, device=index_b.device)
-    draws = uniform(index_b[:, None], which_S, seed, step, _DROP)
+    draws = uniform(index_b[:, None], which_S, seed, step, Stream.SCALES)
     keep_BS = (draws[:, :1] >= probability) | (draws[:, 1:] >= DROPPED)
     keep_BS[:, -1] = True
     return keep_BS

@@ -9,11 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from srdd.rng import uniform
+from srdd.rng import Stream, uniform
 from srdd.var.quantize import MultiScaleQuantizer
 from srdd.var.scales import ScaleSchedule
-
-_WHO, _HOW_MUCH, _WHICH = 0x4EF1, 0x4EF2, 0x4EF3  # streams of random numbers
 
 
 class Hidden(NamedTuple):
@@ -31,12 +29,12 @@ def draw_hidden(
     On each scale but the first a share of U(0, 1) is hidden, at least one code: any number from 1
     to all of them is as likely. The first scale has no input that could show its codes.
     """
-    refined_B = uniform(index_B, seed, step, _WHO) < refine_share
+    refined_B = uniform(index_B, seed, step, Stream.REFINED) < refine_share
     places_L = torch.arange(schedule.length, device=index_B.device)
-    order_BL = uniform(index_B[:, None], seed, step, _WHICH, places_L)
+    order_BL = uniform(index_B[:, None], seed, step, Stream.REFINED_CODES, places_L)
     hidden = []
     for scale, (begin, end) in enumerate(schedule.spans):
-        share_B = uniform(index_B, seed, step, _HOW_MUCH, scale)
+        share_B = uniform(index_B, seed, step, Stream.REFINED_SHARE, scale)
         count_B = (share_B * (end - begin)).long() + 1
         rank_Bl = order_BL[:, begin:end].argsort(1).argsort(1)
         hidden.append((rank_Bl < count_B[:, None]) | ~refined_B[:, None] | (scale == 0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from srdd.images import to_float
-from srdd.rng import hash_counters
+from srdd.rng import Stream, hash_counters
 from srdd.train.config import OptimConfig, TokenizerLossConfig
 from srdd.train.previews import COLUMNS, above_reconstructions
 from srdd.train.task import Batch, HeldOut, Helper, Task, random_images
@@ -23,7 +23,6 @@ from srdd.var.pipeline import save_tokenizer
 from srdd.var.quantize import MultiScaleQuantizer
 from srdd.var.tokenizer import Tokenizer
 
-_SEED, _RESTART = 0x5EED, 0xDEAD  # streams of random numbers
 SEED_IMAGES = 256  # whose latents seed the codebook
 
 
@@ -97,7 +96,7 @@ class TokenizerTask(Task):
         """
         f = self.tokenizer.latent(to_float(images))
         vocab = self.tokenizer.config.vocab_size
-        picks_V3 = _picks(self.optim.seed, _SEED, 0, torch.arange(vocab), f.device)
+        picks_V3 = _picks(self.optim.seed, Stream.CODEBOOK, 0, torch.arange(vocab), f.device)
         rows = _pick_vectors(self.tokenizer.quantizer, f, picks_V3 % _shape(f, self.tokenizer))
         self.tokenizer.quantizer.codebook.weight.copy_(rows)
 
@@ -123,7 +122,7 @@ class TokenizerTask(Task):
             return
         f = self.tokenizer.latent(to_float(batch.inputs))
         shape = _shape(f, self.tokenizer)
-        picks = _picks(self.optim.seed, _RESTART, step, dead, f.device)
+        picks = _picks(self.optim.seed, Stream.RESTART, step, dead, f.device)
         if self.loss.restart_vote == "scale":
             draws_n = picks[:, 1].double() / 2**62
             picks[:, 1] = needy_scales(used_SV, self.tokenizer.schedule, draws_n)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from srdd.compiling import compile_function
 from srdd.nn.linear import RowLinear
-from srdd.rng import hash_counters, uniform
+from srdd.rng import Stream, hash_counters, uniform
 from srdd.train.config import OptimConfig, ScaleWeights, TransformerLossConfig
 from srdd.train.task import Batch
 from srdd.train.var.refine import Hidden, draw_hidden, refined_input
@@ -21,8 +21,6 @@ from srdd.var.block import Block
 from srdd.var.prune import teacher_kl
 from srdd.var.scales import ScaleSchedule
 from srdd.var.transformer import ScaleTransformer
-
-_DROP_LABEL, _DROP_PATH = 0x1ABE1, 0xD309  # streams of random numbers
 
 
 def nll_per_scale(
@@ -98,7 +96,7 @@ class TransformerLoss(nn.Module):
                     tokens = self.model.quantizer.teacher_input(batch.inputs)
         keys = None
         if self.model.config.drop_path > 0:
-            keys = hash_counters(batch.index_b, self.seed, step, _DROP_PATH)
+            keys = hash_counters(batch.index_b, self.seed, step, Stream.PATHS)
         labels_b = self._labels(batch, step)
         logits = self.model(labels_b, batch.inputs, tokens, keys)
         nll_BL, means = nll_per_scale(self.model, logits, batch.inputs)
@@ -139,7 +137,7 @@ class TransformerLoss(nn.Module):
         """The classes fed: for some images the null class; always in an unconditional model."""
         if self.model.config.unconditional:
             return torch.full_like(batch.labels_b, self.model.null_class)
-        dropped = uniform(batch.index_b, self.seed, step, _DROP_LABEL) < self.config.label_drop
+        dropped = uniform(batch.index_b, self.seed, step, Stream.LABELS) < self.config.label_drop
         return torch.where(dropped, self.model.null_class, batch.labels_b)
 
 
