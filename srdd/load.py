@@ -29,7 +29,7 @@ def load_pipeline(source: str | Path) -> Generator[Any]:
     for file, load in FAMILIES.items():
         if (directory / file).is_file():
             return load(directory)
-    raise UserError(f"{source} is no pipeline: it has no {' and no '.join(FAMILIES)}")
+    raise UserError(f"{source} is no pipeline: it has no {_files()}")
 
 
 def load_var(source: str | Path) -> var.Pipeline:
@@ -50,6 +50,11 @@ def is_pipeline(directory: Path) -> bool:
     return any((directory / file).is_file() for file in FAMILIES)
 
 
+def _files() -> str:
+    """The files of which a pipeline directory has one."""
+    return " and no ".join(FAMILIES)
+
+
 def locate(source: str | Path) -> Path:
     """The pipeline directory that ``source`` means, fetched from the hub if it is an id.
 
@@ -61,7 +66,7 @@ def locate(source: str | Path) -> Path:
         if is_pipeline(candidate):
             return candidate
     if path.exists():
-        raise UserError(f"{path} is no pipeline directory: it has no transformer/config.json")
+        raise UserError(f"{path} is no pipeline directory: it has no {_files()}")
     if path.parent.is_dir() and str(path.parent) != ".":
         raise UserError(f"{path} does not exist")
     parts = str(source).split("/")

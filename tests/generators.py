@@ -1,6 +1,5 @@
 """A family of generators in few lines: it shows that the platform knows no family."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,10 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.generator import Card, Cost, Given
-from srdd.json_files import read_json
+from srdd.generator import Card, Cost, Given, check_batch
+from srdd.pipeline_files import read_sampler, write_sampler
 from srdd.rng import uniform
-from srdd.validation import from_dict, to_dict
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MAX_STEPS = 8
@@ -96,9 +94,7 @@ class Colours:
         given: Given | None = None,
     ) -> ColourState:
         self.check_settings(config)
-        labels_B, seeds_B = torch.as_tensor(labels_B), torch.as_tensor(seeds_B)
-        if labels_B.shape != seeds_B.shape:
-            raise UserError(f"give one seed an image: {len(labels_B)} labels, {len(seeds_B)} seeds")
+        labels_B, seeds_B = check_batch(labels_B, seeds_B)
         if not all(0 <= label < len(self.class_names) for label in labels_B):
             raise UserError(f"classes must lie in [0, {len(self.class_names)})")
         if given is not None:
@@ -126,12 +122,11 @@ def save_colours(generator: Colours, directory: Path) -> Path:
     """Write the pipeline directory, and return it."""
     (directory / "colours").mkdir(parents=True)
     save_file({"colours": generator.colours_K3}, directory / "colours" / "model.safetensors")
-    (directory / "sampler.json").write_text(json.dumps(to_dict(generator.sampler)))
+    write_sampler(directory, generator.sampler)
     return directory
 
 
 def load_colours(source: str | Path) -> Colours:
     """What :func:`save_colours` wrote."""
     colours_K3 = load_file(Path(source) / "colours" / "model.safetensors")["colours"]
-    sampler = from_dict(ColourSettings, read_json(Path(source) / "sampler.json"), "sampler.json")
-    return Colours(colours_K3, sampler=sampler)
+    return Colours(colours_K3, sampler=read_sampler(Path(source), ColourSettings))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srdd.errors import UserError
-from srdd.generator import Given
+from srdd.generator import Given, as_integers, check_batch
 from srdd.var.config import SamplerConfig, TransformerConfig
 from srdd.var.transformer import ScaleTransformer
 
@@ -39,11 +39,7 @@ def check_request(
     Raises:
         UserError: a class, a seed count or a setting does not fit the model.
     """
-    labels_B, seeds_B = _integers("labels", labels_B), _integers("seeds", seeds_B)
-    if labels_B.shape != seeds_B.shape or labels_B.dim() != 1:
-        raise UserError(
-            f"give one seed an image: {list(labels_B.shape)} labels, {list(seeds_B.shape)} seeds"
-        )
+    labels_B, seeds_B = check_batch(labels_B, seeds_B)
     model.check_labels(labels_B)
     check_settings(model.config, config)
     return labels_B, seeds_B
@@ -59,7 +55,7 @@ def check_given(model: TransformerConfig, config: SamplerConfig, given: Given, b
             that is kept is not in the vocabulary.
     """
     schedule = model.schedule.visit(config.patch_nums)
-    codes_Bl, keep_Bl = _integers("given codes", given.codes_BL), torch.as_tensor(given.keep_BL)
+    codes_Bl, keep_Bl = as_integers("given codes", given.codes_BL), torch.as_tensor(given.keep_BL)
     shape, length = list(codes_Bl.shape), schedule.length
     if len(shape) != 2 or shape[0] != batch or shape[1] > length:
         raise UserError(
@@ -79,18 +75,3 @@ def check_given(model: TransformerConfig, config: SamplerConfig, given: Given, b
         )
     missing = (0, length - shape[1])
     return Given(F.pad(codes_Bl * keep_Bl, missing), F.pad(keep_Bl, missing))
-
-
-def _integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
-    """Integers as int64.
-
-    Raises:
-        UserError: they are no integers, or do not fit into 64 bits.
-    """
-    try:
-        tensor = torch.as_tensor(values)
-    except (ValueError, TypeError, RuntimeError, OverflowError):
-        raise UserError(f"{name} must be integers of at most 64 bits") from None
-    if tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.bool):
-        raise UserError(f"{name} must be integers, got {tensor.dtype}")
-    return tensor.to(torch.int64)

@@ -8,11 +8,9 @@
     classes.json    the class names, in label order
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +20,12 @@ from srdd.class_names import find, find_all, readable
 from srdd.errors import UserError
 from srdd.generator import Card, Given
 from srdd.images import to_float, to_uint8
-from srdd.json_files import read_json
-from srdd.validation import from_dict, to_dict
+from srdd.pipeline_files import (
+    read_class_names,
+    read_sampler,
+    write_class_names,
+    write_sampler,
+)
 from srdd.var import sampling
 from srdd.var.checks import check_given, check_request, check_settings
 from srdd.var.config import SamplerConfig, TokenizerConfig, TransformerConfig
@@ -263,9 +265,8 @@ def save_pipeline(pipeline: Pipeline, directory: Path) -> None:
     save_tokenizer(pipeline.tokenizer, directory / "tokenizer")
     model = pipeline.transformer
     save_model(directory / "transformer", "transformer", model.config, model.state_dict())
-    write = {"sampler.json": to_dict(pipeline.sampler), "classes.json": list(pipeline.class_names)}
-    for name, value in write.items():
-        (directory / name).write_text(json.dumps(value, indent=1) + "\n")
+    write_sampler(directory, pipeline.sampler)
+    write_class_names(directory, pipeline.class_names)
 
 
 def load(directory: Path) -> Pipeline:
@@ -279,20 +280,6 @@ def load(directory: Path) -> Pipeline:
     return Pipeline(
         tokenizer=load_tokenizer(directory / "tokenizer"),
         transformer=model.eval().requires_grad_(False),
-        sampler=from_dict(SamplerConfig, _read(directory / "sampler.json"), where="sampler.json"),
-        class_names=_class_names(directory / "classes.json"),
+        sampler=read_sampler(directory, SamplerConfig),
+        class_names=read_class_names(directory),
     )
-
-
-def _class_names(path: Path) -> tuple[str, ...]:
-    names = _read(path)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} must be a list of class names")
-    return tuple(names)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: the pipeline directory is incomplete") from None
