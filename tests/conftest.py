@@ -12,7 +12,9 @@ import torch
 from message_form import faults, field_names_in, option_fields
 from safetensors.torch import load_file
 from torch import Tensor
+from written_by_55e1f42 import unpack
 
+from srdd import presets
 from srdd.errors import UserError
 from srdd_platform.cli import command_errors
 from srdd_platform.cli import main as cli
@@ -79,6 +81,18 @@ def ray_session() -> Iterator[Session]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ray, "shutdown", lambda: None)  # no test may end what others use
             yield cluster
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``runs/digits`` below the working directory, as commit 55e1f42 wrote it with small models."""
+    from tiny_digits import few_digits, tiny_preset  # scikit-learn: not for every test
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(presets.PRESETS, "digits", tiny_preset)
+    monkeypatch.setattr("sklearn.datasets.load_digits", few_digits)
+    unpack(tmp_path)
+    return Path("runs/digits")
 
 
 @pytest.fixture(scope="session")

@@ -14,37 +14,19 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file
-from tiny_digits import few_digits, tiny_preset
-from written_by_55e1f42 import MASKS, unpack
+from written_by_55e1f42 import MASKS
 
-from srdd import load_pipeline, presets
+from srdd import load_pipeline
 from srdd_platform.cli.main import main
 from srdd_platform.core.ray_session import Session
 from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, begun_under
 
 SCRIPT = Path(__file__).parents[2] / "sweeps" / "resample_threshold.py"
 TIMED = ("latency_ms", "images_per_s", "peak_memory_mb")
-WRITTEN_ANEW = (
-    "report",
-    "grids",
-    "stages.json",
-    "stages.md",
-    ".inspected.json",
-    ".finished.json",
-    ".lock",
-)
+CACHES = (".inspected.json", ".finished.json", ".lock")
+WRITTEN_ANEW = ("report", "grids", "stages.json", "stages.md", *CACHES)
 
 Command = Callable[..., None]
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``runs/digits`` below the working directory, for tests that go on in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(presets.PRESETS, "digits", tiny_preset)
-    monkeypatch.setattr("sklearn.datasets.load_digits", few_digits)
-    unpack(tmp_path)
-    return Path("runs/digits")
 
 
 @pytest.fixture

@@ -2,37 +2,22 @@
 
 import runpy
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_digits import few_digits, tiny_preset
 
-from srdd import presets
 from srdd.load import load_pipeline
 from srdd_platform.core.files import read_json
 from srdd_platform.core.ray_session import Session
 from srdd_platform.evaluation.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHIVE = ROOT / "tests" / "data" / "written_by_55e1f42.tar.xz"
 pytestmark = pytest.mark.ray
 
 
 def trials_of(directory: Path) -> list[dict[str, Any]]:
     return [row for row in read_rows(directory) if row["kind"] == "trial"]
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``runs/digits`` below the working directory, with the trained models of a small preset."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(presets.PRESETS, "digits", tiny_preset)
-    monkeypatch.setattr("sklearn.datasets.load_digits", few_digits)
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
-    return Path("runs/digits")
 
 
 def test_guidance_is_swept_over_two_masks(
