@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from srdd.batch import check_batch
 from srdd.errors import UserError
-from srdd.generator import Card, Cost, Given, check_batch
+from srdd.generator import Card, Cost, Given
 from srdd.pipeline_files import read_sampler, write_sampler
 from srdd.rng import uniform
 

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srdd.batch import as_integers, check_batch
 from srdd.errors import UserError
-from srdd.generator import Given, as_integers, check_batch
+from srdd.generator import Given
 from srdd.var.config import SamplerConfig, TransformerConfig
 from srdd.var.transformer import ScaleTransformer
 
@@ -55,7 +56,8 @@ def check_given(model: TransformerConfig, config: SamplerConfig, given: Given, b
             that is kept is not in the vocabulary.
     """
     schedule = model.schedule.visit(config.patch_nums)
-    codes_Bl, keep_Bl = as_integers("given codes", given.codes_BL), torch.as_tensor(given.keep_BL)
+    codes_Bl = as_integers("given codes", given.codes_BL)
+    keep_Bl = torch.as_tensor(given.keep_BL, device=codes_Bl.device)
     shape, length = list(codes_Bl.shape), schedule.length
     if len(shape) != 2 or shape[0] != batch or shape[1] > length:
         raise UserError(
