@@ -42,7 +42,7 @@ def parameter_counts(task: Task) -> dict[str, tuple[int, int]]:
         counts[part] = (before + number * trained, still + number * (not trained))
 
     for name, weight in task.module.named_parameters():
-        part = name.split(".")[1]  # after "model", "tokenizer" or "classifier"
+        part = name.split(".")[:2][-1]  # after "model", "tokenizer" or the like
         add(part, weight.numel(), weight.requires_grad)
     for name, (module, trains) in task.helpers().items():
         add(name, sum(weight.numel() for weight in module.parameters()), trains)

@@ -25,7 +25,7 @@ from srdd_platform.train.batches import batches
 from srdd_platform.train.checkpoints import write_checkpoint
 from srdd_platform.train.data import open_data
 from srdd_platform.train.dry_run import dry_run
-from srdd_platform.train.estimate import measure, worker_memory
+from srdd_platform.train.estimate import measure, parameter_counts, worker_memory
 from srdd_platform.train.export import finish
 from srdd_platform.train.extend import is_finished
 from srdd_platform.train.job import Job, make_job, parse_job
@@ -142,6 +142,12 @@ def test_it_is_counted_and_measured_before_it_starts(job: Job) -> None:
     text = dry_run(job)
     assert f"{weights:,}" in text
     assert "6.144e-05 GFLOPs an image" in text
+
+
+def test_a_module_may_have_parameters_of_its_own(job: Job) -> None:
+    task = job.build_task()
+    task.module = nn.Linear(3, 2)
+    assert parameter_counts(task) == {"weight": (6, 0), "bias": (2, 0)}
 
 
 def test_it_trains_validates_is_seen_and_leaves_a_model(job: Job, tmp_path: Path) -> None:
