@@ -114,9 +114,9 @@ class Pipeline:
     ) -> SampleState:
         """The state before the first scale.
 
-        Given codes are those of the scales visited. They are never drawn again, and the codes
-        that are drawn see them. A scale that is given whole, for all images, is not evaluated
-        unless a scale to be drawn attends to it.
+        Given codes are those of the scales visited, and are never drawn again. Later scales see
+        them; the codes drawn at their own scale see them in refinement alone. A scale that is
+        given whole, for all images, is not evaluated unless a scale to be drawn attends to it.
 
         Raises:
             UserError: a class, a seed count, a setting or a code does not fit the model.

@@ -1,4 +1,4 @@
-"""Fewer scales of a trained model (DESIGN: algorithm 6; paper, Sec. 3.3): what a stage begins with.
+"""Fewer scales of a trained model (paper, Sec. 3.3): what a stage of a distillation begins with.
 
 A pruned tokenizer has its parent's weights, and encodes anew: what the dropped scales held is left
 in the residual of the next one. A pruned transformer keeps the rows of the scales that stay. Either

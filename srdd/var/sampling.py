@@ -106,8 +106,9 @@ def advance(model: ScaleTransformer, state: SampleState) -> SampleState:
         uniforms_bl = _uniforms(refined, step)
         codes_Bl[rows_b], probs_Bl[rows_b] = again.draw(uniforms_bl, config, own_bl, redraw_bl)
         fault_B = _first_fault(fault_B, probs_Bl, scale.side, step)
-        nfe_B[rows_b.cpu()] += scale.pass_halves
-        flops_B[rows_b.cpu()] += scale.pass_flops
+        counted_b = rows_b.cpu()
+        nfe_B[counted_b] += scale.pass_halves
+        flops_B[counted_b] += scale.pass_flops
 
     # Add them to the map.
     f_hat = state.f_hat + quantizer.increment(quantizer.grid(codes_Bl, scale.side), scale.side)

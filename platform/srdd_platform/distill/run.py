@@ -234,10 +234,10 @@ def _stage_job(
     job: Distillation, preset: Preset, number: int, tokenizer: Path, source: Path
 ) -> Job:
     """The training of a stage: on codes of ``tokenizer``, begun with the weights of ``source``."""
-    afar = job.options.settled_checkpoints
+    elsewhere = job.options.settled_checkpoints
     options = replace(
         job.options, max_steps=job.steps, init_from=source,
-        checkpoints=str(parse_location(afar) / f"stage_{number}") if afar else None,
+        checkpoints=str(parse_location(elsewhere) / f"stage_{number}") if elsewhere else None,
     )  # fmt: skip
     run = job.run(number)
     return make_job("transformer", preset, job.data, run, options, tokenizer=tokenizer)
