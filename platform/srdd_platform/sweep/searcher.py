@@ -1,6 +1,7 @@
 """The search of a sweep, as Ray Tune asks for it: an Optuna study, asked and told."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import optuna
@@ -63,8 +64,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def ask_first(self, params: Settings) -> None:
         """Try params before the sampler's own, unless a row has them; what they lack is drawn."""
-        rows = (row.items() for row in self._told)
-        if not self.is_taken(params) and not any(params.items() <= row for row in rows):
+        names = self._space.models
+        models = [dict(zip(names, values, strict=True)) for values in product(*names.values())]
+        taken = any(self.is_taken({**model, **params}) for model in models)
+        if not taken and not any(params.items() <= row.items() for row in self._told):
             self.study.enqueue_trial(dict(params))
 
     def is_taken(self, params: Settings) -> bool:

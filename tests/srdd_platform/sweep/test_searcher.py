@@ -378,3 +378,17 @@ def test_each_objective_goes_its_own_way() -> None:
     ask(algorithm, "t")
     algorithm.on_trial_complete("t", {"is": 3.0, "latency_ms": 7.0, "precision": 0.5, "fid": 1.0})
     assert trials(algorithm)[0].values == [3.0, 7.0, 0.5]
+
+
+def test_first_params_without_a_model_are_tried_on_one_that_is_drawn() -> None:
+    first = {"refine_steps": 1, "feedback": "kept"}
+    algorithm = search(COARSE, models=MODELS)
+    algorithm.ask_first(first)
+    params = ask(algorithm, "t")["params"]
+    assert params.items() > first.items()
+    assert params["mask"] in MODELS["mask"]
+    again = search(COARSE, models=MODELS)
+    made = SamplerConfig(**{name: v for name, v in params.items() if name != "mask"})
+    again.tell_row({**row_of(made, 0), "mask": params["mask"]})
+    again.ask_first(first)
+    assert [trial.state for trial in trials(again)] == [TrialState.COMPLETE]
