@@ -27,7 +27,7 @@ from srdd_platform.sweep.best import best_rule
 from srdd_platform.sweep.definition import MODEL, Reference, Settings, Sweep
 from srdd_platform.sweep.models import Inputs
 from srdd_platform.sweep.options import Request
-from srdd_platform.sweep.references import ReferenceSpec, before_search
+from srdd_platform.sweep.references import ReferenceSpec, before_search, check_references
 from srdd_platform.sweep.space import SearchSpace, check_space, distribution, fit_space, whole_space
 
 Generators = Mapping[tuple[str, ...], Generator[Any]]  # by a value of each axis of models
@@ -136,6 +136,26 @@ def make_plan(request: Request, inputs: Inputs, load: Load) -> Plan:
     )  # fmt: skip
 
 
+def check_sweep(sweep: Sweep, base: Any) -> SearchSpace:
+    """Refuse what no model of a family can do, before any is trained or loaded.
+
+    Args:
+        sweep: what is searched.
+        base: the sampler's settings by default.
+
+    Returns:
+        The space that the sweep names.
+
+    Raises:
+        UserError: the space, the first settings or the references name a setting that the sampler
+            does not have, or a value that it refuses.
+    """
+    space = whole_space(sweep, base)
+    check_space(space, sweep.first)
+    check_references(sweep.references, type(base))
+    return space
+
+
 def _fitted(sweep: Sweep, generators: Generators) -> SearchSpace:
     """The sweep's space, without the settings that one of the models cannot vary.
 
@@ -146,8 +166,7 @@ def _fitted(sweep: Sweep, generators: Generators) -> SearchSpace:
     kinds = {type(g.sampler): g.card.family for g in generators.values()}
     if len(kinds) > 1:
         raise UserError(f"models of one family are needed, got {', '.join(kinds.values())}")
-    space = whole_space(sweep, next(iter(kinds))())
-    check_space(space, sweep.first)
+    space = check_sweep(sweep, next(iter(kinds))())
     tags = {name for generator in generators.values() for name in generator.card.tags}
     check_figures(sweep.figures, [*to_dict(space.base), *sweep.models, *tags])
     for generator in generators.values():

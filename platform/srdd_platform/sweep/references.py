@@ -45,6 +45,21 @@ class ReferenceSpec:
     seed: int | None = None
 
 
+def check_references(references: Sequence[Reference], settings_type: type[Any]) -> None:
+    """Refuse references whose settings no model of a family can have.
+
+    Args:
+        references: of the sweep.
+        settings_type: the dataclass of the sampler's settings.
+
+    Raises:
+        UserError: the reference and the setting are named.
+    """
+    for reference in references:
+        where = f"references: {reference.name}"
+        from_dict(settings_type, dict(reference.settings), where)
+
+
 def before_search(
     models: Mapping[Path, Generator[Any]],
     references: Sequence[Reference],

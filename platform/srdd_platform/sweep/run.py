@@ -28,10 +28,9 @@ from srdd_platform.sweep.best import best_row, best_rule, row_config, save_best,
 from srdd_platform.sweep.definition import Sweep
 from srdd_platform.sweep.models import given_inputs, plain_settings, preset_inputs
 from srdd_platform.sweep.options import Request, SweepArgs
-from srdd_platform.sweep.plan import Plan, make_plan
+from srdd_platform.sweep.plan import Plan, check_sweep, make_plan
 from srdd_platform.sweep.references import ReferenceSpec
 from srdd_platform.sweep.search import OnRow, Search, run_search
-from srdd_platform.sweep.space import check_space, whole_space
 from srdd_platform.sweep.trainer import Trainer
 from srdd_platform.train.progress import Display, no_display
 
@@ -89,7 +88,7 @@ def run_sweep(
 def _plan(request: Request, trainer: Trainer, load: Load) -> Plan:
     """Everything that a sweep does, on models that are there; each is loaded once."""
     loaded = cache(load)
-    check_space(whole_space(request.sweep, plain_settings(request, loaded)), request.sweep.first)
+    check_sweep(request.sweep, plain_settings(request, loaded))
     ready = preset_inputs if request.args.model is None else given_inputs
     return make_plan(request, ready(request, trainer, loaded), loaded)
 

@@ -143,6 +143,14 @@ def test_the_hypervolume_is_bound_by_a_reference_like_the_first_trial(
     [
         ({"space": {"threshold": Float(0, 1)}, "first": []}, "unknown setting 'threshold'"),
         ({"first": [{"cfg": 9.0}]}, r"first: cfg 9\.0 is outside the search space"),
+        (
+            {"references": [Reference(name="one", settings={"tempo": 1})]},
+            "references: one: unknown setting 'tempo'",
+        ),
+        (
+            {"references": [Reference(name="one", settings={"cfg": "1"})]},
+            "references: one: cfg must be a finite number, got '1'",
+        ),
         ({"figures": [Lines(x="tempo")]}, "figures: lines: unknown setting 'tempo'"),
         ({"space": {"top_k": Int(0, 999)}, "first": []}, "top_k 999 exceeds the vocabulary"),
         (
