@@ -18,7 +18,9 @@ from srdd.var.pipeline import save_pipeline
 from srdd.var.prune import prune_pipeline
 from srdd_platform.core.files import atomic_path
 from srdd_platform.core.parsing import integers
+from srdd_platform.core.runs import model_dir
 from srdd_platform.evaluation.generate import Load
+from srdd_platform.evaluation.protocol import weights_digest
 from srdd_platform.sweep.trainer import Trainer
 from srdd_platform.train.job import make_job
 
@@ -70,22 +72,34 @@ def shorten_schedules(parent: Path, schedules: Sequence[str], source: Source) ->
     Raises:
         UserError: a schedule is not like "1,2,4", or not a part of the parent's.
     """
-    known = ",".join(map(str, source.load(parent).card.defaults["patch_nums"]))
+    known = tuple(source.load(parent).card.defaults["patch_nums"])
     found = []
     for schedule in schedules:
         sides = integers(schedule, "schedule")
         directory = source.folder / f"{parent.name}-{'-'.join(map(str, sides))}"
-        if schedule == known:
+        if sides == known:
             directory = parent
         elif source.tokenizer is not None:
             source.trainer.distil(parent, source.data, sides, directory)
-        elif not directory.exists():
-            logger.info("Pruning %s to the scales %s", parent, schedule)
-            pruned = prune_pipeline(load_var(parent), sides)
-            with atomic_path(directory) as temporary:
-                save_pipeline(pruned, temporary)
+        else:
+            directory = _prune(parent, sides, directory)
         found.append(directory)
     return found
+
+
+def _prune(parent: Path, sides: tuple[int, ...], directory: Path) -> Path:
+    """The parent pruned to some scales: beside ``directory``, named by the parent's weights too.
+
+    So a model that was trained anew, or another one of the same name, is pruned anew.
+    """
+    digest = weights_digest(model_dir(parent))
+    pruned = directory.with_name(f"{directory.name}-{digest[:8]}")
+    if not pruned.exists():
+        logger.info("Pruning %s to the scales %s", parent, ",".join(map(str, sides)))
+        pipeline = prune_pipeline(load_var(parent), sides)
+        with atomic_path(pruned) as temporary:
+            save_pipeline(pipeline, temporary)
+    return pruned
 
 
 AXES: Mapping[str, Make] = {"mask": train_masks, "schedule": shorten_schedules}  # in this order

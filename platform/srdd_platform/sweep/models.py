@@ -36,13 +36,12 @@ class Inputs:
     others: tuple[Path, ...]  # models that references are measured on as well
     data: Path
     weights: Path  # the extractor's
-    tokenizer: Path | None = None  # a preset's
+    made_from: tuple[Path, ...] = ()  # models and tokenizers that the models come from
 
     @property
     def files(self) -> list[Path]:
         """The files that all of it was read from."""
-        runs = [*self.models.values(), *self.others, self.weights]
-        runs += [] if self.tokenizer is None else [self.tokenizer]
+        runs = [*self.models.values(), *self.others, self.weights, *self.made_from]
         configs = [run / CONFIG for run in runs if (run / CONFIG).exists()]
         models = [path for run in runs for path in [model_dir(run), *model_dir(run).rglob("*")]]
         return [self.data / MANIFEST, *configs, *models]
@@ -75,16 +74,18 @@ def given_inputs(request: Request, trainer: Trainer, load: Load) -> Inputs:
         )
     source = Source(folder=out.parent, data=args.data, load=load, trainer=trainer)
     models = make_models(request.sweep.models, args.model, source)
+    weights = args.weights or out.parent / f"{out.name}-classifier"
     if args.weights is not None:
         load_extractor(args.extractor, args.weights)  # refuses what would fail in every trial
-        return Inputs(models=models, others=(), data=args.data, weights=args.weights)
-    weights = out.parent / f"{out.name}-classifier"
-    preset = trainer.preset
-    if isinstance(generator, Pipeline):  # the images have its side, whatever the preset's is
-        preset = replace(preset, tokenizer=generator.tokenizer.config)
-    job = make_job("classifier", preset, args.data, weights, trainer.options)
-    trainer.train([job], "a classifier on the data, as the feature extractor")
-    return Inputs(models=models, others=(), data=args.data, weights=weights)
+    else:
+        preset = trainer.preset
+        if isinstance(generator, Pipeline):  # the images have its side, whatever the preset's is
+            preset = replace(preset, tokenizer=generator.tokenizer.config)
+        job = make_job("classifier", preset, args.data, weights, trainer.options)
+        trainer.train([job], "a classifier on the data, as the feature extractor")
+    return Inputs(
+        models=models, others=(), data=args.data, weights=weights, made_from=(args.model,)
+    )
 
 
 def preset_inputs(request: Request, trainer: Trainer, load: Load) -> Inputs:
@@ -109,8 +110,9 @@ def preset_inputs(request: Request, trainer: Trainer, load: Load) -> Inputs:
         trainer.cluster.connect()
         encode(data, tokenizer)
     source = Source(folder=root, data=data, load=load, trainer=trainer, tokenizer=tokenizer)
-    parent, *others = [root] if "mask" in axes else train_masks(root, MASKS, source)
+    trained = train_masks(root, axes.get("mask", MASKS), source)
     return Inputs(
-        models=make_models(axes, parent, source), others=tuple(others), data=data,
-        weights=classifier, tokenizer=tokenizer,
+        models=make_models(axes, trained[0], source),
+        others=() if "mask" in axes else tuple(trained[1:]),
+        data=data, weights=classifier, made_from=(tokenizer, *trained),
     )  # fmt: skip

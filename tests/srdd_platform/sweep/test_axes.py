@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from srdd.errors import UserError
-from srdd.load import load_pipeline
+from srdd.load import load_pipeline, load_var
 from srdd.presets import digits
+from srdd.var.pipeline import save_pipeline
+from srdd_platform.evaluation.protocol import weights_digest
 from srdd_platform.sweep import axes
 from srdd_platform.sweep.axes import Source, check_axes, make_models, train_masks
 from srdd_platform.sweep.trainer import Trainer
@@ -51,10 +53,11 @@ def test_a_given_model_is_pruned_to_each_schedule(tiny_pipeline: Path, tmp_path:
     source = source_of(tmp_path)
     schedules = {"schedule": ["1,2,3,4", "1,4", "1,2,4"]}
     found = make_models(schedules, tiny_pipeline, source)
+    digest = weights_digest(tiny_pipeline)[:8]
     assert found == {
         ("1,2,3,4",): tiny_pipeline,
-        ("1,4",): tmp_path / "markov-1-4",
-        ("1,2,4",): tmp_path / "markov-1-2-4",
+        ("1,4",): tmp_path / f"markov-1-4-{digest}",
+        ("1,2,4",): tmp_path / f"markov-1-2-4-{digest}",
     }
     pruned, parent = load_pipeline(found["1,4",]), load_pipeline(tiny_pipeline)
     assert pruned.card.defaults["patch_nums"] == (1, 4)
@@ -70,6 +73,18 @@ def test_a_given_model_is_pruned_to_each_schedule(tiny_pipeline: Path, tmp_path:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     make_models(schedules, tiny_pipeline, source)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_model_with_other_weights_is_pruned_anew(tiny_pipeline: Path, tmp_path: Path) -> None:
+    parent, found = tmp_path / "mine", []
+    pipeline = load_var(tiny_pipeline)
+    for factor in (1.0, 2.0):
+        with torch.no_grad():
+            pipeline.transformer.pos_embed *= factor
+        save_pipeline(pipeline, parent)
+        pruned = make_models({"schedule": ["1,4"]}, parent, source_of(tmp_path))["1,4",]
+        found.append(load_var(pruned).transformer.pos_embed)
+    assert torch.equal(2 * found[0], found[1])
 
 
 @pytest.mark.parametrize(
