@@ -42,7 +42,9 @@ def _cell(value: Any, form: str) -> str:
     return form.format(value) if isinstance(value, float) else str(value)
 
 
-def rows_table(title: str, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Table:
+def rows_table(
+    title: str | None, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]
+) -> Table:
     """A table of rows, a line each: what the sweep varies, then what was measured."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for heading in _cells({}, axes):
@@ -90,7 +92,8 @@ def print_frontier(
     extractors = ", ".join(sorted({row["extractor"] for row in best}))
     trials = sum(row["kind"] == "trial" for row in rows)
     title = f"Frontier of {trials} trials (FID on features of {extractors})"
-    console.print(rows_table(title, best, axes))
+    console.print(title, soft_wrap=True)  # above the table, whose own title wraps at its width
+    console.print(rows_table(None, best, axes))
 
 
 def print_outcome(outcome: Outcome, *, axes: Sequence[str], console: Console) -> None:
