@@ -43,16 +43,26 @@ class Outcome:
         return path if path.exists() else None
 
 
-def note_finished(request: Request, inputs: Iterable[Path]) -> Outcome:
+def stamp_sources(inputs: Iterable[Path]) -> dict[str, Any]:
+    """What a sweep is made from, as it is now: take it before the first row.
+
+    Args:
+        inputs: the files; the code is added to them.
+    """
+    paths = sorted({str(path.resolve()) for path in inputs})
+    packages = [Path(str(package.__file__)).parent for package in (srdd, srdd_platform)]
+    code = (path for root in packages for path in root.rglob("*") if path.suffix in _SOURCES)
+    return {"inputs": paths, "sources": _stamps([*map(Path, paths), *code])}
+
+
+def note_finished(request: Request, sources: Mapping[str, Any]) -> Outcome:
     """Record that a sweep is finished.
 
     Args:
         request: what was asked for.
-        inputs: the files that it was made from.
+        sources: what it was made from, as :func:`stamp_sources` found it.
     """
-    paths = sorted({str(path.resolve()) for path in inputs})
-    state = _state(request, paths)
-    write_json(request.directory / FINISHED, {"inputs": paths, "state": state})
+    write_json(request.directory / FINISHED, {**sources, "result": _result(request)})
     return Outcome(request.directory, read_rows(request.directory))
 
 
@@ -60,23 +70,23 @@ def read_finished(request: Request) -> Outcome | None:
     """The outcome of a sweep that is finished; None if there may be something to do."""
     try:
         found = read_json(request.directory / FINISHED)
-        if found["state"] != _state(request, found["inputs"]):
-            return None
+        now = {**stamp_sources(map(Path, found["inputs"])), "result": _result(request)}
     except (UserError, OSError, TypeError, KeyError):  # absent or damaged
         return None
-    return Outcome(request.directory, read_rows(request.directory))
+    return Outcome(request.directory, read_rows(request.directory)) if found == now else None
 
 
-def _state(request: Request, inputs: Iterable[str]) -> str:
-    """A digest of what was asked for, of the code, and of the files read and written."""
+def _result(request: Request) -> str:
+    """A digest of what was asked for, and of the files that were written."""
     written = (path for path in request.directory.rglob("*") if path.name not in _LEFT_OUT)
-    packages = [Path(str(package.__file__)).parent for package in (srdd, srdd_platform)]
-    code = (path for root in packages for path in root.rglob("*") if path.suffix in _SOURCES)
-    files = [*map(Path, inputs), *written, *code]
-    return digest([repr(request), str(Path.cwd()), sorted(map(_stamp, files))])
+    return digest([repr(request), str(Path.cwd()), _stamps(written)])
+
+
+def _stamps(paths: Iterable[Path]) -> str:
+    """A digest of files' names, sizes and times of change; directories have names alone."""
+    return digest(sorted(map(_stamp, paths)))
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
-    """A file's name, size and time of change; a directory has the first alone."""
-    status = path.stat()
+    status = path.stat(follow_symlinks=False)  # a link need not lead anywhere
     return (str(path), 0, 0) if path.is_dir() else (str(path), status.st_size, status.st_mtime_ns)

@@ -73,6 +73,7 @@ def run_sweep(
     check_place(out)
     with lazy_cluster(args.address, args.device) as cluster:
         plan = _plan(request, Trainer.of(request, cluster, display), load)
+        sources = finished.stamp_sources(plan.inputs.files)
         settings = as_begun(out, plan.settings)
         with open_run(out, f"sweep {sweep.name}", settings, plan.runtime):
             _measure(plan, plan.references, cluster, load)
@@ -82,7 +83,7 @@ def run_sweep(
             compile_table(out, type(plan.space.base))
             if not report_is_current(out):
                 build_report(out)
-            return finished.note_finished(request, plan.inputs.files)
+            return finished.note_finished(request, sources)
 
 
 def _plan(request: Request, trainer: Trainer, load: Load) -> Plan:

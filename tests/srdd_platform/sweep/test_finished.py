@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from var_rows import var_row
 
+import srdd
 from srdd_platform.cli import sweep as cli
 from srdd_platform.evaluation.rows import write_row
 from srdd_platform.sweep.definition import Float, Sweep
-from srdd_platform.sweep.finished import FINISHED, note_finished, read_finished
+from srdd_platform.sweep.finished import FINISHED, note_finished, read_finished, stamp_sources
 from srdd_platform.sweep.options import Request, SweepArgs
 
 SWEEP = Sweep(name="small", space={"cfg": Float(0, 1)}, first=[{"cfg": 0.5}])
@@ -32,7 +33,7 @@ def made(tmp_path: Path) -> tuple[SweepArgs, Path]:
     (out / "grids" / "a.png").write_bytes(b"png")
     write_row(out, var_row("a", fid=2.0, gflops_per_image=1.0, cfg=0.5, extractor="classifier-1"))
     args = SweepArgs(out=out, trials=1)
-    note_finished(Request(SWEEP, args), [weights])
+    note_finished(Request(SWEEP, args), stamp_sources([weights]))
     return args, weights
 
 
@@ -71,6 +72,31 @@ def test_where_a_file_has_changed_it_may_not_be_finished(
 ) -> None:
     args, weights = made
     change(weights.parent / "out")
+    assert read_finished(Request(SWEEP, args)) is None
+
+
+def test_what_changed_while_it_was_made_is_not_taken_for_its_source(
+    made: tuple[SweepArgs, Path],
+) -> None:
+    args, weights = made
+    sources = stamp_sources([weights])
+    weights.write_bytes(b"trained anew")
+    note_finished(Request(SWEEP, args), sources)
+    assert read_finished(Request(SWEEP, args)) is None
+
+
+def test_a_change_of_the_code_is_noticed(
+    made: tuple[SweepArgs, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    args, weights = made
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(srdd, "__file__", str(package / "__init__.py"))
+    note_finished(Request(SWEEP, args), stamp_sources([weights]))
+    (package / "__pycache__").mkdir()
+    assert read_finished(Request(SWEEP, args)) is not None
+    (package / "new.py").symlink_to("nowhere")  # as editors lock a file
     assert read_finished(Request(SWEEP, args)) is None
 
 
