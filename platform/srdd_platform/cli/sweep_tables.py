@@ -42,9 +42,7 @@ def _cell(value: Any, form: str) -> str:
     return form.format(value) if isinstance(value, float) else str(value)
 
 
-def rows_table(
-    title: str | None, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]
-) -> Table:
+def rows_table(title: str | None, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Table:
     """A table of rows, a line each: what the sweep varies, then what was measured."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for heading in _cells({}, axes):
