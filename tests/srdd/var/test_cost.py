@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from srdd import Pipeline, SamplerConfig, sample
+from srdd.generator import Given
 from srdd.nn.autoencoder import Decoder, Upsample
 from srdd.var.attention import KVCache
 from srdd.var.config import TokenizerConfig, TransformerConfig
@@ -217,6 +218,31 @@ def test_the_cost_of_each_image_is_that_of_drawing_it_alone(
         counts.append(counter.get_total_flops() / 4)
     assert len(set(counts)) > 1
     assert (state.cost.flops_B - before_B).tolist() == counts
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("spans", [[(0, 5)], [(1, 5), (14, 30)], [(0, 1), (3, 9)]])
+def test_codes_that_are_given_cost_what_still_runs(
+    make_pipeline: MakePipeline, mask: Mask, spans: list[tuple[int, int]]
+) -> None:
+    """Whole scales, which run where others attend to them, and parts of scales."""
+    pipeline = make_pipeline(mask)
+    keep_BL = torch.zeros(4, 30, dtype=torch.bool)
+    for begin, end in spans:
+        keep_BL[:, begin:end] = True
+    given = Given(torch.arange(30).expand(4, 30), keep_BL)
+    for config in (
+        SamplerConfig(cfg=1.0, refine_steps=3, resample_threshold=0.1),
+        SamplerConfig(cfg=1.0, cfg_ramp="window", cfg_window=(0.3, 0.7)),
+        SamplerConfig(refine_steps=2, resample="simple", feedback="none"),
+    ):
+        state = pipeline.begin([2] * 4, config, [6] * 4, given)
+        before_B = state.cost.flops_B
+        with _count() as counter:
+            for _ in range(4):
+                state = pipeline.advance(state)
+        spent_B = state.cost.flops_B - before_B
+        assert spent_B.tolist() == [counter.get_total_flops() / 4] * 4
 
 
 def test_stopping_early_makes_cost_a_matter_of_the_image(make_pipeline: MakePipeline) -> None:
