@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ def prepare(case: Case, directory: str) -> Callable[[], object]:
 
 def work() -> None:
     """A checkout's process: time what each line asks for, and answer with a line."""
+    import srdd
+
+    if not Path(srdd.__file__).is_relative_to(Path.cwd()):  # as where it has been installed
+        sys.exit(f"{Path.cwd()}: srdd comes from {srdd.__file__} instead")
     calls: dict[str, Callable[[], object]] = {}
     for line in sys.stdin:
         asked = json.loads(line)
@@ -89,17 +94,26 @@ class Checkout:
         environment = {**os.environ, "PYTHONPATH": str(root)}
         command = [sys.executable, "-P", str(Path(__file__).resolve()), "--work"]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=root, env=environment, stdin=pipe, stdout=pipe)
-        self.directory = directory
+        self.process = subprocess.Popen(
+            command, bufsize=0, cwd=root, env=environment, stdin=pipe, stdout=pipe
+        )
+        self.root, self.directory = root, directory
 
     def seconds(self, case: Case, count: int) -> float:
-        """CPU seconds of a call, the mean of ``count``."""
+        """CPU seconds of a call, the mean of ``count``.
+
+        Raises:
+            RuntimeError: the process has ended; its error is on stderr.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         asked = {"case": asdict(case), "directory": self.directory, "count": count}
-        self.process.stdin.write(json.dumps(asked).encode() + b"\n")
-        self.process.stdin.flush()
-        return float(json.loads(self.process.stdout.readline()))
+        with suppress(BrokenPipeError):  # it has ended: no answer comes
+            self.process.stdin.write(json.dumps(asked).encode() + b"\n")
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the process of {self.root} ended with {self.process.wait()}")
+        return float(json.loads(answer))
 
     def close(self) -> None:
         """End the process."""

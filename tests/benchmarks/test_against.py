@@ -50,6 +50,20 @@ def test_a_checkouts_process_times_its_own_code(tmp_path: Path) -> None:
         checkout.close()
 
 
+def test_a_checkout_whose_code_is_not_imported_ends(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An installed srdd would be timed in its place."""
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    checkout = Checkout(tmp_path, str(tmp_path))
+    try:
+        with pytest.raises(RuntimeError, match=f"the process of {tmp_path} ended with 1"):
+            checkout.seconds(CASES[0], 1)
+    finally:
+        checkout.close()
+    assert f"{tmp_path}: srdd comes from " in capfd.readouterr().err
+
+
 def test_a_folder_that_is_no_checkout_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
