@@ -6,7 +6,7 @@ import pytest
 
 from srdd.errors import UserError
 from srdd_platform.core.ray_session import Session
-from srdd_platform.train import placement as room
+from srdd_platform.train import placement
 from srdd_platform.train.placement import (
     Need,
     find_room,
@@ -68,7 +68,7 @@ class Fake(Session):
 def test_a_local_cluster_gives_what_is_free_or_says_what_that_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "GRACE_S", 0.0)
+    monkeypatch.setattr(placement, "GRACE_S", 0.0)
     cluster = Fake([{"CPU": 8.0}], [{"CPU": 5.0}], local=True)
     assert find_room(cluster, [need(CPU, 1, 4)], 0.0, pytest.fail) == [(2, 2)]
     with pytest.raises(
@@ -84,7 +84,7 @@ def test_a_local_cluster_gives_what_is_free_or_says_what_that_is(
 
 
 def test_on_a_cluster_that_is_joined_a_range_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "GRACE_S", 0.0)
+    monkeypatch.setattr(placement, "GRACE_S", 0.0)
     alone = Fake([{"CPU": 4.0}], [{"CPU": 4.0}], local=False)
     assert find_room(alone, [need(CPU, 1, 9)], 0.0, pytest.fail) == [(1, 9)]
     shared = Fake([{"CPU": 4.0}, {"CPU": 4.0}], [{"CPU": 4.0}, {"CPU": 1.0}], local=False)
