@@ -6,6 +6,7 @@ Runs ``python sweeps/resample_threshold.py`` twice in the empty directory DIR an
 the wall seconds and the peak of the process tree's proportional memory (PSS), Ray's own included.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -50,9 +51,11 @@ def run(directory: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    directory = Path(sys.argv[1])
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("directory", type=Path, metavar="DIR")
+    directory = options.parse_args().directory
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         sys.exit(f"{directory} is not empty")
