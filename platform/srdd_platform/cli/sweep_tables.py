@@ -43,12 +43,19 @@ def _cell(value: Any, form: str) -> str:
 
 
 def rows_table(title: str | None, rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Table:
-    """A table of rows, a line each: what the sweep varies, then what was measured."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    """A table of rows, a line each: what the sweep varies, then what was measured.
+
+    Where it is wider than the terminal its headings go over several lines, and values stay whole.
+    """
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True
+    )
+    lines = [_cells(row, axes) for row in rows]
     for heading in _cells({}, axes):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*_cells(row, axes).values())
+        width = max((len(line[heading]) for line in lines), default=0)
+        table.add_column(heading, justify="right", overflow="fold", min_width=width)
+    for line in lines:
+        table.add_row(*line.values())
     return table
 
 

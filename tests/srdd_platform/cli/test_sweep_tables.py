@@ -46,6 +46,19 @@ def test_the_columns_are_what_the_sweep_varies() -> None:
     assert [cells[name] for name in list(cells)[:4]] == ["markov", "0.123", "3", "2"]
 
 
+def test_a_narrow_terminal_breaks_headings_and_no_values() -> None:
+    found = row(
+        0, cfg=2.25, refine_steps=12, resample_threshold=0.000165, feedback="updated",
+        fid=0.1651, fid_se=0.015, accuracy=0.989, nfe=27.5, gflops_per_image=0.447,
+    )  # fmt: skip
+    file = io.StringIO()
+    Console(file=file, width=80).print(rows_table(None, [found], AXES))
+    assert max(map(len, file.getvalue().splitlines())) <= 80
+    shown = "2.25 12 0.000165 updated 0.1651 0.015 0.989 27.5 0.447 -".split()
+    assert file.getvalue().splitlines()[-2].split() == shown
+    assert "…" not in file.getvalue()
+
+
 def test_without_a_terminal_each_row_is_a_line() -> None:
     out, file = console(terminal=False)
     with live(5, [row(0, fid=3.0)], axes=AXES, console=out) as on_row:
