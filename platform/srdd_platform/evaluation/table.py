@@ -38,7 +38,7 @@ def table_schema(
     """The columns of a table of rows, and their types.
 
     Args:
-        rows: as :func:`to_json` makes them.
+        rows: as :func:`srdd_platform.evaluation.rows.to_json` makes them.
         settings_type: the dataclass of the sampler's settings: its columns have its types even
             where all values are null. Without it, the types are those of the values.
     """

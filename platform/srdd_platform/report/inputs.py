@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from srdd_platform.evaluation import protocol
+from srdd_platform.evaluation import protocol, rows
 
 PAGE, SCRIPT = "report/index.html", "report/plotly.min.js"
 META = "srdd-inputs"  # the name of the page's meta element that holds the digest
@@ -31,7 +31,8 @@ def inputs_digest(directory: Path, keys: Iterable[str]) -> str:
     """The SHA-256 of all that a page depends on.
 
     That is the table, the configuration, which sample grids exist, the command that the page
-    shows, and the code: this package's files, the notes of the protocol, and Plotly's version.
+    shows, and the code: this package's files, what it takes of the evaluation (the notes of the
+    protocol, the columns of rows, frontiers), and Plotly's version.
 
     Args:
         directory: the sweep directory.
@@ -42,7 +43,8 @@ def inputs_digest(directory: Path, keys: Iterable[str]) -> str:
     """
     here = Path(__file__).parent
     sources = [path for path in sorted(here.iterdir()) if path.suffix in _SOURCES]
-    files = [*sources, Path(protocol.__file__), directory / "trials.parquet"]
+    sources += [Path(str(module.__file__)) for module in (protocol, rows)]
+    files = [*sources, directory / "trials.parquet"]
     lists = [
         sorted(keys),
         sorted(path.stem for path in (directory / "grids").glob("*.png")),

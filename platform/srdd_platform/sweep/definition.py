@@ -88,17 +88,43 @@ class Sweep:
     trials: int = 24  # distinct rows, where the command line gives no number
 
     def __post_init__(self) -> None:
+        self._check_lists()
         known = (*METRICS, *COSTS)
         for name in self.objectives:
             if name not in known:
-                raise UserError(f"unknown objective {name!r}; there are {', '.join(known)}")
+                raise UserError(
+                    f"objectives: unknown objective {name!r}; there are {', '.join(known)}"
+                )
         if not self.objectives:
-            raise UserError("a sweep needs at least one objective")
+            raise UserError("objectives: a sweep needs at least one objective")
+        if self.trials < 1:
+            raise UserError(f"trials must be positive, got {self.trials}")
         if shared := sorted(self.space.keys() & self.models.keys()):
             raise UserError(f"{shared[0]!r} is both a setting of the space and an axis of models")
         for axis, values in self.models.items():
-            if len(set(values)) < len(values) or not values:
-                raise UserError(f"models: {axis} needs distinct values, got {list(values)}")
+            texts = not isinstance(values, str) and all(isinstance(value, str) for value in values)
+            if not texts or len(set(values)) < len(values) or not values:
+                raise UserError(f"models: {axis} needs a list of distinct texts, got {values!r}")
+
+    def _check_lists(self) -> None:
+        """Refuse an entry of another kind, such as a dictionary in place of a reference.
+
+        Raises:
+            UserError: the field is named.
+        """
+        kinds: dict[str, tuple[str, Any]] = {
+            "first": ("a dictionary of settings", Mapping),
+            "references": ("a Reference", Reference),
+            "figures": ("a Frontier, Lines or Parallel", Figure),
+            "objectives": ("the name of a column", str),
+        }
+        for name, (what, kind) in kinds.items():
+            entries = getattr(self, name)
+            if isinstance(entries, Mapping | str):
+                raise UserError(f"{name} must be a list, got {entries!r}")
+            for entry in entries:
+                if not isinstance(entry, kind):
+                    raise UserError(f"{name}: {what} is needed, got {entry!r}")
 
 
 def _check_range(low: float, high: float, step: float | None, *, log: bool) -> None:

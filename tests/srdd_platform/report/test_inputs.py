@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from srdd_platform.core.files import write_json
+from srdd_platform.evaluation import rows
 from srdd_platform.evaluation.rows import Row, write_row
 from srdd_platform.evaluation.table import compile_table
 from srdd_platform.report import inputs
@@ -103,6 +104,12 @@ def test_a_moved_directory_and_another_version_need_a_new_page(
     monkeypatch.setattr(inputs, "__file__", str(copied / "inputs.py"))
     assert report_is_current(moved)
     (copied / "page.css").write_text((package / "page.css").read_text() + "\n")
+    assert not report_is_current(moved)
+    monkeypatch.undo()
+    assert report_is_current(moved)
+    other = tmp_path / "rows.py"
+    other.write_text("COLUMNS = {}\n")
+    monkeypatch.setattr(rows, "__file__", str(other))
     assert not report_is_current(moved)
 
 

@@ -50,8 +50,34 @@ def test_references_say_their_settings_and_whose_they_are() -> None:
         (lambda: Sweep(name="s", space={}, objectives=()), "at least one objective"),
         (
             lambda: Sweep(name="s", space={}, models={"mask": ["markov", "markov"]}),
-            "models: mask needs distinct values",
+            r"models: mask needs a list of distinct texts, got \['markov', 'markov'\]",
         ),
+        (
+            lambda: Sweep(name="s", space={}, models={"mask": "markov"}),
+            "models: mask needs a list of distinct texts, got 'markov'",
+        ),
+        (
+            lambda: Sweep(name="s", space={}, models={"schedule": [12]}),  # type: ignore[list-item]
+            r"models: schedule needs a list of distinct texts, got \[12\]",
+        ),
+        (
+            lambda: Sweep(name="s", space={}, first={"cfg": 1.0}),  # type: ignore[arg-type]
+            "first must be a list, got {'cfg': 1.0}",
+        ),
+        (
+            lambda: Sweep(name="s", space={}, first=["cfg"]),  # type: ignore[list-item]
+            "first: a dictionary of settings is needed, got 'cfg'",
+        ),
+        (
+            lambda: Sweep(name="s", space={}, references=[{"cfg": 1}]),  # type: ignore[list-item]
+            "references: a Reference is needed, got {'cfg': 1}",
+        ),
+        (
+            lambda: Sweep(name="s", space={}, figures=["frontier"]),  # type: ignore[list-item]
+            "figures: a Frontier, Lines or Parallel is needed, got 'frontier'",
+        ),
+        (lambda: Sweep(name="s", space={}, objectives="fid"), "objectives must be a list"),
+        (lambda: Sweep(name="s", space={}, trials=0), "trials must be positive, got 0"),
         (
             lambda: Sweep(name="s", space={"mask": Int(0, 1)}, models={"mask": ["markov"]}),
             "'mask' is both a setting of the space and an axis of models",
