@@ -16,15 +16,20 @@ def main(sweep: Sweep, doc: str | None, presets: Mapping[str, Sweep] | None = No
     Args:
         sweep: the script's.
         doc: what ``--help`` says before the options.
-        presets: the sweep that takes its place under a preset's name.
+        presets: the sweep that takes its place on the models of a preset, by its name.
     """
 
     def action() -> None:
         args = parse_command(SweepArgs, description=doc)
         check_settings()  # before Ray is imported
-        _run(Request((presets or {}).get(args.preset, sweep), args))
+        _run(Request(_of_preset(sweep, presets or {}, args), args))
 
     guarded(action)
+
+
+def _of_preset(sweep: Sweep, presets: Mapping[str, Sweep], args: SweepArgs) -> Sweep:
+    """The sweep on what is searched: with ``--model`` a preset is no more than a recipe."""
+    return sweep if args.model is not None else presets.get(args.preset, sweep)
 
 
 def _run(request: Request) -> None:

@@ -124,6 +124,25 @@ def test_the_command_line_prints_a_finished_sweep_and_runs_nothing(
     assert f"Report:  {args.out}/report/index.html" in printed
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_the_sweep_of_a_preset_is_for_its_own_models(
+    made: tuple[SweepArgs, Path], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], given: bool,
+) -> None:  # fmt: skip
+    args, weights = made
+    options = ["--out", str(args.out), "--trials", "1"]
+    if given:
+        options += ["--model", str(weights), "--data", str(weights)]
+        args = replace(args, model=weights, data=weights)
+    note_finished(Request(SWEEP, args), stamp_sources([weights]))
+    other = replace(SWEEP, name="other")
+    sweeps = (SWEEP, {"digits": other}) if given else (other, {"digits": SWEEP})
+    monkeypatch.setattr(sys, "argv", ["sweep", *options])
+    monkeypatch.setitem(sys.modules, "srdd_platform.sweep.run", None)  # it cannot be imported
+    cli.main(sweeps[0], "A sweep.", presets=sweeps[1])
+    assert "Frontier of 1 trials" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("module", ["sweep.finished", "sweep.definition", "cli.sweep_tables"])
 def test_it_needs_no_large_library(module: str) -> None:
     code = f"import sys, srdd_platform.{module}; print(*sys.modules)"
