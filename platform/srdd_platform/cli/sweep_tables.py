@@ -96,7 +96,7 @@ def print_frontier(
     best = frontier(rows)
     extractors = ", ".join(sorted({row["extractor"] for row in best}))
     trials = sum(row["kind"] == "trial" for row in rows)
-    title = f"Frontier of {trials} trials (FID on features of {extractors})"
+    title = f"Frontier of {trials} trials" + (extractors and f" (FID on features of {extractors})")
     console.print(title, soft_wrap=True)  # above the table, whose own title wraps at its width
     console.print(rows_table(None, best, axes))
 

@@ -79,7 +79,7 @@ def run_sweep(
             _measure(plan, plan.references, cluster, load)
             _fix_hypervolume(plan)
             _search(plan, cluster, show, load)
-            _keep_best(plan, cluster, load)
+            keep_best(plan, cluster, load)
             compile_table(out, type(plan.space.base))
             if not report_is_current(out):
                 build_report(out)
@@ -136,10 +136,12 @@ def _search(plan: Plan, cluster: Cluster, show: Show, load: Load) -> None:
         logger.info("The space has no further distinct setting.")
 
 
-def _keep_best(plan: Plan, cluster: Cluster, load: Load) -> None:
+def keep_best(plan: Plan, cluster: Cluster, load: Load) -> None:
     """Write ``best/``, and measure its settings on as many images as are held out."""
     best = best_row(plan.out, plan.objectives)
     if best is None:
+        logger.warning("No trial has a value of each objective (%s): there is no best one",
+                       ", ".join(plan.objectives))  # fmt: skip
         return
     config = row_config(best, type(plan.space.base))
     pipeline = plan.inputs.models[plan.space.model(best)]

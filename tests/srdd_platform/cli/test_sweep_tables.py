@@ -101,3 +101,9 @@ def test_the_frontier_names_the_extractor() -> None:
     assert "Frontier of 2 trials (FID on features of classifier-12345678)" in text
     assert "0.25" in text
     assert "0.75" not in text  # beaten
+
+
+def test_a_frontier_without_trials_names_no_extractor() -> None:
+    out, file = console(terminal=False)
+    print_frontier([row(0, fid=None)], axes=AXES, console=out)
+    assert file.getvalue().splitlines()[0] == "Frontier of 1 trials"

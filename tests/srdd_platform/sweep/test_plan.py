@@ -3,16 +3,18 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from generators import ColourSettings, load_colours, make_colours, save_colours
+from var_rows import var_row
 
 from srdd import SamplerConfig
 from srdd.errors import UserError
 from srdd.load import load_pipeline
 from srdd_platform.core.files import write_json
 from srdd_platform.evaluation.protocol import FIRST_PROTOCOL, weights_digest
+from srdd_platform.evaluation.rows import write_row
 from srdd_platform.report.specs import Frontier, Lines
 from srdd_platform.sweep.definition import (
     Categorical,
@@ -27,6 +29,7 @@ from srdd_platform.sweep.definition import (
 from srdd_platform.sweep.models import Inputs
 from srdd_platform.sweep.options import Request, SweepArgs
 from srdd_platform.sweep.plan import Plan, make_plan
+from srdd_platform.sweep.run import keep_best
 
 SWEEP = Sweep(
     name="small",
@@ -186,3 +189,14 @@ def test_another_family_is_searched_by_its_own_settings(tmp_path: Path, inputs: 
     assert plan.settings["base"] == {"noise": 0.25, "steps": 3}
     assert [spec.what for spec in plan.references] == ["held-out", "sampler"]
     assert plan.bound.startswith("Colours (")
+
+
+def test_a_sweep_whose_objective_no_trial_has_says_that_there_is_no_best(
+    inputs: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = plan_of(replace(SWEEP, objectives=("accuracy", "nfe")), inputs, tmp_path)
+    write_row(tmp_path, var_row("a", fid=2.0, nfe=4.0))
+    keep_best(plan, cast(Any, None), load_pipeline)
+    said = "No trial has a value of each objective (accuracy, nfe): there is no best one"
+    assert caplog.messages == [said]
+    assert not (tmp_path / "best").exists()
