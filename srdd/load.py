@@ -50,6 +50,15 @@ def is_pipeline(directory: Path) -> bool:
     return any((directory / file).is_file() for file in FAMILIES)
 
 
+def find_pipeline(path: Path) -> Path | None:
+    """The pipeline directory that a path on this machine means; None where it means none.
+
+    Args:
+        path: a pipeline directory, or a run directory with one in ``model/``.
+    """
+    return next((each for each in (path, path / "model") if is_pipeline(each)), None)
+
+
 def _files() -> str:
     """The files of which a pipeline directory has one."""
     return " and no ".join(FAMILIES)
@@ -62,9 +71,8 @@ def locate(source: str | Path) -> Path:
         UserError: it is missing or of another kind.
     """
     path = Path(source)
-    for candidate in (path, path / "model"):
-        if is_pipeline(candidate):
-            return candidate
+    if found := find_pipeline(path):
+        return found
     if path.exists():
         raise UserError(f"{path} is no pipeline directory: it has no {_files()}")
     if path.parent.is_dir() and str(path.parent) != ".":

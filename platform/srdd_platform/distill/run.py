@@ -24,7 +24,7 @@ from typing import Any
 
 from srdd.compiling import check_machine
 from srdd.errors import UserError
-from srdd.load import is_pipeline, load_var
+from srdd.load import find_pipeline, load_var
 from srdd.presets import Preset
 from srdd.validation import to_dict
 from srdd.var.config import SamplerConfig
@@ -178,7 +178,10 @@ def dry_run_stages(job: Distillation, preset: Preset) -> Iterator[str]:
 
 def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline, Preset]:
     """The job with its pipeline's directory, the parent, and the preset with the parent's sizes."""
-    job = replace(job, model=_pipeline_dir(job.model))
+    directory = find_pipeline(job.model)
+    if directory is None:
+        raise UserError(f"--model {job.model}: neither a pipeline nor a finished transformer run")
+    job = replace(job, model=directory)
     parent = load_var(job.model)
     manifest = _manifest(job)
     check_data(parent.card, job.model, manifest, job.data)
@@ -192,14 +195,6 @@ def _checked(job: Distillation, preset: Preset) -> tuple[Distillation, Pipeline,
 def _manifest(job: Distillation) -> Manifest:
     options = job.options
     return open_store(job.data, options.cache, options.cache_gb).manifest
-
-
-def _pipeline_dir(path: Path) -> Path:
-    """The pipeline directory that ``--model`` means."""
-    for candidate in (path, path / "model"):
-        if is_pipeline(candidate):
-            return candidate
-    raise UserError(f"--model {path}: neither a pipeline nor a finished transformer run")
 
 
 def _sampler(job: Distillation, parent: Pipeline) -> SamplerConfig:
