@@ -1,5 +1,6 @@
 """What a search draws: a model, where a sweep has an axis of them, and settings of its sampler."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,6 +18,9 @@ from srdd.validation import from_dict
 from srdd_platform.core.files import digest
 from srdd_platform.evaluation.rows import settings_of
 from srdd_platform.sweep.definition import Axis, Categorical, Float, Int, Settings, Sweep
+
+# A study in memory takes any value as a choice, such as a tuple of scales; Optuna warns of others.
+warnings.filterwarnings("ignore", message="Choices for a categorical distribution")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
