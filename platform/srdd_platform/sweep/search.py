@@ -21,6 +21,7 @@ from ray import tune
 
 from srdd.errors import UserError
 from srdd.generator import Generator
+from srdd_platform.core.files import digest
 from srdd_platform.core.runs import model_dir
 from srdd_platform.core.watching import Watcher
 from srdd_platform.evaluation.evaluator import load_evaluator
@@ -85,9 +86,9 @@ class SamplerTrial(tune.Trainable):  # type: ignore[misc]
         """Evaluate a model and its settings into their row."""
         search, params = self.search, self.config["params"]
         named = dict(zip(search.space.models, search.space.model(params), strict=True))
-        generator, digest = self._model(tuple(named.values()))
+        generator, model = self._model(tuple(named.values()))
         config = search.space.config(params)
-        key = self.evaluator.key(digest, config)
+        key = self.evaluator.key(model, config)
         directory = Path(search.directory)
         row = self.evaluator.row(
             generator, config, key=key, order=self.config["order"],
@@ -101,11 +102,16 @@ class SamplerTrial(tune.Trainable):  # type: ignore[misc]
         return {**values, **finite, "done": True}
 
     def _model(self, key: tuple[str, ...]) -> tuple[Generator[Any], str]:
-        """A model on its device, and its weights' digest."""
+        """A model on its device, and what names it in keys of rows.
+
+        That is its weights' digest, with the values of the axes of models, if there are any: two
+        models may have equal weights under different configurations.
+        """
         if key not in self.models:
             directory = model_dir(Path(self.search.models[key]))
             generator = load_generator(directory, self.search.evaluation, self.search.load)
-            self.models[key] = generator, weights_digest(directory)
+            weights = weights_digest(directory)
+            self.models[key] = generator, digest([weights, *key]) if key else weights
         return self.models[key]
 
 
