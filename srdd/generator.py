@@ -29,7 +29,10 @@ class Card:
 
 
 class Settings(Protocol):
-    """The sampler's settings of a family: a frozen dataclass. Each field can be swept."""
+    """The sampler's settings of a family: a frozen dataclass with a default for each field.
+
+    Each field can be swept.
+    """
 
     def active(self) -> dict[str, Any]:
         """The settings that bear on the result.

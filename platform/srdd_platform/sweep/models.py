@@ -81,6 +81,12 @@ def given_inputs(request: Request, trainer: Trainer, load: Load) -> Inputs:
         preset = trainer.preset
         if isinstance(generator, Pipeline):  # the images have its side, whatever the preset's is
             preset = replace(preset, tokenizer=generator.tokenizer.config)
+        elif generator.card.resolution != preset.tokenizer.resolution:
+            raise UserError(
+                f"{args.model} draws {generator.card.resolution} px images, and the preset "
+                f"{args.preset} has a classifier for {preset.tokenizer.resolution} px ones: give "
+                "one for these images (--weights)"
+            )
         job = make_job("classifier", preset, args.data, weights, trainer.options)
         trainer.train([job], "a classifier on the data, as the feature extractor")
     return Inputs(

@@ -212,7 +212,11 @@ def _bound(
 
     That is the first one whose settings the first trial has too, measured on the first model.
     """
-    for reference in references if first else ():
+    if not first or not references:
+        missing = "first trials" if references else "references"
+        logger.info("The sweep lists no %s: there is no hypervolume", missing)
+        return ""
+    for reference in references:
         config = space.config(first[0])
         known = {field.name: getattr(config, field.name) for field in fields(config)}
         if all(known.get(key) == value for key, value in reference.settings.items()):

@@ -99,7 +99,8 @@ def _measure(plan: Plan, specs: Sequence[ReferenceSpec], cluster: Cluster, load:
     shared = (plan.out, plan.pipeline, plan.evaluation)
     missing = references.missing_references(*shared, specs, plan.extractor)
     if missing:
-        logger.info("Evaluating %s reference rows", len(missing))
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        logger.info("Evaluating reference rows: %s%s", missing[0][0].name, others)
         slots, threads = _slots(plan.request.args, cluster.connect())
         references.run_references(*shared, missing, slots=slots, threads=threads, load=load)
 

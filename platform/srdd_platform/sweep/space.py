@@ -160,7 +160,10 @@ def check_space(space: SearchSpace, first: Sequence[Settings] = ()) -> None:
             )
     for params in first:
         for name, value in params.items():
-            if name not in {**space.models, **space.settings} or not space.contains(name, value):
+            axes = {**space.models, **space.settings}
+            if name not in axes:
+                raise UserError(f"first: the space has no {name}; it has {', '.join(axes)}")
+            if not space.contains(name, value):
                 raise UserError(f"first: {name} {value!r} is outside the search space")
 
 

@@ -74,10 +74,11 @@ def test_a_right_space_is_taken(axes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
+        ({"topp": 0.5}, "first: the space has no topp; it has "),
         ({"cfg": 3.5}, r"first: cfg 3\.5 is outside the search space"),
         ({"cfg": 0.3}, r"first: cfg 0\.3 is outside the search space"),
         ({"feedback": "all"}, "first: feedback 'all' is outside"),
-        ({"top_p": 0.9}, r"first: top_p 0\.9 is outside"),
+        ({"top_p": 0.9}, r"first: the space has no top_p; it has"),
         ({"mask": "previous"}, "first: mask 'previous' is outside"),
     ],
 )
