@@ -4,7 +4,7 @@ import errno
 import os
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REMEDIES = {  # by error number: what is wrong with a path, and what to do
+REMEDIES = {  # by error number: what is wrong with a path, and what to do
     errno.EACCES: "permission denied: check its owner and mode, or give another path",
     errno.EPERM: "permission denied: check its owner and mode, or give another path",
     errno.EROFS: "the file system is read-only: give a path that can be written",
@@ -46,7 +46,7 @@ def explain(error: OSError) -> str | None:
     if is_full(error):
         what = "this" if error.filename is None else os.fsdecode(error.filename)
         return f"no space left to write {what}: free some, or give a path on another disk"
-    remedy = _REMEDIES.get(error.errno or 0)
+    remedy = REMEDIES.get(error.errno or 0)
     if remedy is None:
         return None
     if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -15,7 +15,7 @@ from srdd.errors import UserError
 from srdd.validation import from_dict
 from srdd.var.config import SamplerConfig
 from srdd_platform.cli.command_errors import guarded, one_line
-from srdd_platform.core.file_errors import _REMEDIES, explain
+from srdd_platform.core.file_errors import REMEDIES, explain
 from srdd_platform.core.option_names import as_option
 
 
@@ -68,7 +68,7 @@ def test_an_error_from_another_process_still_knows_its_setting() -> None:
     assert str(as_option(error, Command(top_k=-1))).startswith("--top-k must")
 
 
-@pytest.mark.parametrize("number", sorted(_REMEDIES), ids=lambda number: errno.errorcode[number])
+@pytest.mark.parametrize("number", sorted(REMEDIES), ids=lambda number: errno.errorcode[number])
 def test_every_file_error_says_what_to_do(number: int) -> None:
     text = explain(OSError(number, os.strerror(number), "shards/x.tar"))
     assert text is not None
