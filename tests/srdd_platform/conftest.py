@@ -130,14 +130,17 @@ class AfterStep:
     def __init__(self, run: Path, step: int, act: Callable[[int], object]) -> None:
         self.run, self.step, self.act = run, step, act
         self.pids: list[int] = []
+        self._before = read_metrics(run)  # of an earlier start, whose workers are gone
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
+        begun = False  # a run that goes on cuts its lines first
         while not self._stop.wait(0.02):
             lines = read_metrics(self.run)
-            if lines and lines[-1]["step"] >= self.step:
+            begun = begun or lines != self._before
+            if begun and lines and lines[-1]["step"] >= self.step:
                 break
         for process in psutil.Process().children(recursive=True):  # another Ray is not ours
             try:
