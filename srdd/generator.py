@@ -19,7 +19,7 @@ from srdd.rng import image_seeds
 class Card:
     """What a generator is."""
 
-    family: str  # the name under which :mod:`srdd.load` finds it, e.g. "var"
+    family: str  # "var" of the scale-wise ones; messages name it
     name: str  # for tables and figures, e.g. "SDD (markov)"
     class_names: tuple[str, ...]  # in label order
     resolution: int  # pixels a side

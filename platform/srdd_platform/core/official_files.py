@@ -82,7 +82,7 @@ def _read_sources(vae: Path | None, transformer: Path) -> tuple[Source, Source]:
     if vae is not None:
         other, where = read_weights(vae, "--vae takes VAR's, such as vae_ch160v4096z32.pth"), vae
     elif not has_tokenizer(loaded, str(transformer)):
-        raise UserError(f"{transformer} holds no tokenizer: give --vae")
+        raise UserError(f"{transformer} has no tokenizer: give --vae")
     return tokenizer_source(other, str(where)), transformer_source(loaded, str(transformer))
 
 

@@ -93,7 +93,7 @@ def extractor_sha256(weights: Path) -> str:
 
     path = weights if weights.is_file() else model_dir(weights) / "model.safetensors"
     if not path.exists():
-        raise UserError(f"{weights} holds no finished classifier")
+        raise UserError(f"{weights} has no finished classifier")
     return sha256_file(path)
 
 

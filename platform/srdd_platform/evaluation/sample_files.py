@@ -164,7 +164,7 @@ def _check_place(out: Path) -> None:
     if _is_grid(out) and out.is_dir():
         raise UserError(f"{out} is a directory: name a .png file, or another directory")
     if not _is_grid(out) and out.exists() and not _holds_samples(out):
-        raise UserError(f"{out} exists and holds no samples: give another directory")
+        raise UserError(f"{out} exists and has no samples: give another directory")
 
 
 def _holds_samples(directory: Path) -> bool:

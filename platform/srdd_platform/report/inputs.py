@@ -59,7 +59,7 @@ def inputs_digest(directory: Path, keys: Iterable[str]) -> str:
 
 
 def report_is_current(directory: Path) -> bool:
-    """Whether the page of a sweep directory shows what the directory holds now.
+    """Whether the page of a sweep directory shows what is in the directory now.
 
     It does not where a row was written after the table was compiled, or nothing can be read.
     """

@@ -59,7 +59,7 @@ def run(
         stopping: called after the signal, before the wait for the requests in progress.
 
     Raises:
-        UserError: the port is taken, the directory holds no pipeline, the cluster is too small
+        UserError: the port is taken, the directory has no pipeline, the cluster is too small
             or serves something already.
     """
     replica = _checked(options, load)

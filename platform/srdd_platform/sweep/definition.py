@@ -71,7 +71,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """One sweep. It names settings, columns and models, and holds no object of any of them."""
+    """One sweep. It names settings, columns and models, and has no object of any of them."""
 
     name: str  # of its directory
     space: Mapping[str, Axis]  # by the sampler setting's name; any setting of the model's family
@@ -128,7 +128,7 @@ class Sweep:
 
 
 def _check_range(low: float, high: float, step: float | None, *, log: bool) -> None:
-    """Refuse a range that holds no value, or that cannot be searched as it says.
+    """Refuse a range without a value, or that cannot be searched as it says.
 
     Raises:
         UserError: it is empty, has a step that is not positive, or has a logarithm it cannot have.

@@ -7,7 +7,7 @@ the other end. The sweep names the sampler settings that are measured beside the
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,13 +140,12 @@ def spec_key(spec: ReferenceSpec, model: str, evaluation: EvaluationConfig, weig
 
     Args:
         spec: what it shows.
-        model: the weights' digest of the searched model.
+        model: the weights' digest of the model that it measures.
         evaluation: how the row is made.
         weights: the first 16 digits of the SHA-256 of the extractor's weights.
     """
-    other = weights_digest(Path(spec.pipeline)) if spec.pipeline else model
     asked = [spec.name, spec.what, spec.num, spec.seed]
-    return reference_key(asked, other, spec.config, evaluation, weights)
+    return reference_key(asked, model, spec.config, evaluation, weights)
 
 
 def missing_references(
@@ -157,9 +156,13 @@ def missing_references(
     weights: str,
 ) -> list[tuple[ReferenceSpec, str]]:
     """The specs whose rows are not on disk, with their keys."""
-    model = weights_digest(model_dir(pipeline))
-    keyed = [(spec, spec_key(spec, model, evaluation, weights)) for spec in specs]
-    return missing(directory, keyed)
+    digest = cache(weights_digest)  # weights may be large: those of a model are read once
+    measured = [Path(spec.pipeline) if spec.pipeline else model_dir(pipeline) for spec in specs]
+    keys = [
+        spec_key(spec, digest(model), evaluation, weights)
+        for spec, model in zip(specs, measured, strict=True)
+    ]
+    return missing(directory, list(zip(specs, keys, strict=True)))
 
 
 def run_references(

@@ -1,7 +1,7 @@
 """A sweep from nothing to a report: data, models, reference rows, search, best sampler, report.
 
-Every stage looks at what is on disk first, so the same command goes on where it stopped, and
-given again when all is done it only reads.
+Every stage looks at what is on disk first, so the same command goes on where it stopped; when
+all is done, it only reads.
 """
 
 import logging

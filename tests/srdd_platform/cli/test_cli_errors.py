@@ -179,7 +179,7 @@ def test_a_directory_with_foreign_files_is_kept(
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").write_bytes(b"jpg")
     found = refused("sample", "--model", tiny_pipeline, "--out", "photos")
-    assert "photos exists and holds no samples" in found
+    assert "photos exists and has no samples" in found
     (tmp_path / "file").write_text("words")
     assert "file exists" in refused("sample", "--model", tiny_pipeline, "--out", "file")
 

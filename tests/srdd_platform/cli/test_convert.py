@@ -258,7 +258,7 @@ def test_a_training_checkpoint_holds_both_models(
     run(*command(*files))
     assert contents(Path("a")) == contents(Path("b")) == contents(Path("out"))
     missing = refused("convert", "--transformer", files[1], "--patch-nums", TINY, "--out", "c")
-    assert "var.pth holds no tokenizer: give --vae" in missing
+    assert "var.pth has no tokenizer: give --vae" in missing
 
 
 class Evil:

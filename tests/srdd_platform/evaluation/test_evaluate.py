@@ -514,9 +514,7 @@ def test_reference_rows_of_another_family(evaluation: EvaluationConfig, tmp_path
     assert {path.stem for path in (tmp_path / "grids").iterdir()} == {key for _, key in items}
 
 
-def test_the_key_of_a_reference_names_all_that_decides_it(
-    tiny_pipelines: dict[str, Path], evaluation: EvaluationConfig
-) -> None:
+def test_the_key_of_a_reference_names_all_that_decides_it(evaluation: EvaluationConfig) -> None:
     spec = ReferenceSpec(name="plain", order=3, what="sampler", config=SamplerConfig(cfg=1))
     first = spec_key(spec, "model", evaluation, "weights")
     assert spec_key(replace(spec, order=4), "model", evaluation, "weights") == first
@@ -524,13 +522,36 @@ def test_the_key_of_a_reference_names_all_that_decides_it(
         spec_key(replace(spec, config=SamplerConfig(cfg=2)), "model", evaluation, "weights"),
         spec_key(replace(spec, num=50), "model", evaluation, "weights"),
         spec_key(replace(spec, seed=1), "model", evaluation, "weights"),
-        spec_key(replace(spec, pipeline=str(tiny_pipelines["markov"])), "m", evaluation, "weights"),
         spec_key(spec, "other", evaluation, "weights"),
         spec_key(spec, "model", evaluation, "others"),
         spec_key(spec, "model", replace(evaluation, num=61), "weights"),
         spec_key(spec, "model", replace(evaluation, seed=1), "weights"),
     ]
-    assert len({first, *others}) == 9
+    assert len({first, *others}) == 8
+
+
+def test_a_reference_is_named_by_the_model_that_it_measures_whose_weights_are_read_once(
+    evaluation: EvaluationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def digest(directory: Path) -> str:
+        read.append(directory)
+        return weights_digest(directory)
+
+    monkeypatch.setattr("srdd_platform.sweep.references.weights_digest", digest)
+    first, second = [save_colours(make_colours(seed), tmp_path / f"{seed}") for seed in (0, 1)]
+    own = ReferenceSpec(name="plain", order=0, what="sampler", config=ColourSettings())
+    other = replace(own, pipeline=str(second))
+    specs = [own, other, replace(own, num=60), replace(other, num=60)]
+    keys = [key for _, key in missing_references(tmp_path, first, evaluation, specs, "weights")]
+    expected = [weights_digest(second if spec.pipeline else first) for spec in specs]
+    assert keys == [
+        spec_key(spec, model, evaluation, "weights")
+        for spec, model in zip(specs, expected, strict=True)
+    ]
+    assert len(set(keys)) == 4
+    assert sorted(read) == sorted([first, second])
 
 
 def test_the_key_of_a_reference_depends_on_the_protocol(evaluation: EvaluationConfig) -> None:
